@@ -1,0 +1,473 @@
+"""DQN that plays Atari from pixels, in one file.
+
+    python dqn_atari.py --env-id ALE/Breakout-v5     # train; --help lists every option
+    python dqn_atari.py --resume runs/<run>          # go on where a run was stopped
+    python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
+
+The algorithm is [Mnih 2015], "Human-level control through deep reinforcement learning"
+(doi:10.1038/nature14236), with --double-q that of [van Hasselt 2016] (arXiv:1509.06461).
+
+In reading order: Args - make_env, make_vec_env: what the network sees - ReplayBuffer - QNetwork -
+linear_schedule, select_actions, td_loss - checkpoints and bad input - train: the loop.
+
+A step is an agent step: one action in one game, 4 frames of the emulator. N games are stepped at
+once, so a vector step is N steps. What differs from the paper is marked `# Nature:`.
+"""
+
+import copy
+import dataclasses
+import difflib
+import os
+import signal
+import sys
+import time
+from collections import deque, namedtuple
+from pathlib import Path
+from typing import Literal
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+
+gym.register_envs(ale_py)
+
+
+@dataclasses.dataclass
+class Args:
+    """Train DQN on an Atari game. A step is an agent step: one action, 4 frames of the game."""
+
+    # The run
+    exp_name: str = "dqn_atari"  # name of the experiment, a part of the run directory's name
+    seed: int = 1  # of the games, the exploration, the sampling and the initial weights
+    device: str = "auto"  # auto (cuda, else mps, else cpu), or a device as PyTorch names it
+    checkpoint_frequency: int = 100_000  # steps between checkpoints
+    save_replay: bool = False  # checkpoint the replay too: exact resume, games restart each time
+    resume: str | None = None  # run directory to go on with; its options are the defaults then
+
+    # The games
+    env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
+    total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
+    num_envs: int = 16  # N, the games stepped at once (Nature: 1)
+    repeat_action_probability: float = 0.25  # sticky actions: chance per frame (Nature: 0)
+    terminal_on_life_loss: bool = True  # learn that a lost life is the end; the game goes on
+
+    # The algorithm
+    buffer_size: int = 1_000_000  # transitions in the replay buffer, 7,063 bytes each
+    learning_starts: int = 50_000  # transitions to collect before learning starts
+    batch_size: int = 32  # transitions per gradient step
+    train_frequency: int = 4  # steps per gradient step
+    gamma: float = 0.99  # discount factor per step
+    target_network_frequency: int = 10_000  # steps between updates of the target network
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop as in Nature, or adam
+    learning_rate: float = 2.5e-4  # of the optimizer; 6.25e-5 is usual for adam
+    start_e: float = 1.0  # epsilon, the chance of a random action, at the start
+    end_e: float = 0.1  # epsilon at the end of exploration and from then on
+    exploration_steps: int = 1_000_000  # steps in which epsilon falls from start_e to end_e
+    double_q: bool = False  # Double DQN: the network picks the next action, the target values it
+
+
+class AtariPreprocessing(gym.Wrapper):
+    """What the network sees of one game, equal to the pixel with ALE's own vector environment.
+
+    No-ops at the start; each action held for `skip` frames; of the last two frames the maximum,
+    since the Atari draws some sprites in every other frame only; 84 x 84 in grayscale.
+    """
+
+    def __init__(self, env: gym.Env, noop_max: int, skip: int, max_episode_frames: int):
+        super().__init__(env)
+        self.noop_max, self.skip, self.max_episode_frames = noop_max, skip, max_episode_frames
+        self.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        frame, info = self.env.reset(seed=seed, options=options)
+        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # 0 to noop_max - 1
+            frame, _, terminated, truncated, info = self.env.step(0)
+            if terminated or truncated:
+                frame, info = self.env.reset(options=options)
+        self.elapsed_frames = 0
+        self.frames = [np.zeros_like(frame), frame]  # the last but one, the last
+        return self._observation(), info
+
+    def step(self, action):
+        total_reward = 0.0
+        for i in range(self.skip):
+            frame, reward, terminated, _, info = self.env.step(action)
+            total_reward += reward
+            self.elapsed_frames += 1
+            truncated = self.elapsed_frames >= self.max_episode_frames and not terminated
+            if terminated or truncated:
+                break  # before the frame is kept: ALE shows an ending by the frames before it
+            if i >= self.skip - 2:
+                self.frames[i - self.skip] = frame
+        return self._observation(), total_reward, terminated, truncated, info
+
+    def _observation(self):
+        self.frames[-1] = np.maximum(*self.frames)
+        return cv2.resize(self.frames[-1], (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
+             max_episode_frames=108_000, render_mode=None) -> gym.Env:
+    """One game, to play, film or copy: observations uint8 (4, 84, 84), raw rewards."""
+    # ALE/*-v5 skips 4 frames by itself: frameskip=1, or they would be skipped twice over.
+    env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode=render_mode,
+                   repeat_action_probability=repeat_action_probability,
+                   max_num_frames_per_episode=0)
+    env = AtariPreprocessing(env, noop_max, 4, max_episode_frames)
+    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+
+
+def make_vec_env(args: Args) -> gym.vector.VectorEnv:
+    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards.
+
+    The step after a game ended ignores its action, and shows the next game's first observation.
+    """
+    envs = gym.make_vec(
+        args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
+        noop_max=30, repeat_action_probability=args.repeat_action_probability,
+        frameskip=4, stack_num=4, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
+        max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
+        reward_clipping=False,  # returns are reported raw; train() clips what is learnt from
+        episodic_life=False,  # it would start a new game at every lost life
+        life_loss_info=False,  # train() reads infos["lives"]
+        use_fire_reset=False,  # select_actions() serves
+    )
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+
+
+# obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
+Batch = namedtuple("Batch", "obs actions rewards next_obs terminations")
+
+
+class ReplayBuffer:
+    """A ring of single frames, which are stacked when they are sampled.
+
+    Slot t holds of each of N games the newest frame of its observation, the action taken then, what
+    came of it, and whether the game began there; slot t + 1 has the next frame. Storing each frame
+    once takes 7.06 GB for 1,000,000 transitions; stacks would take 28.2 GB, pairs of them 56.4 GB.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
+        self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
+        self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
+        self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.rewards = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.starts = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.rings = (self.frames, self.actions, self.rewards, self.terminations, self.starts)
+        self.position, self.size = 0, 0  # the slot to be written next; the slots written so far
+
+    def __len__(self) -> int:
+        """Transitions to draw from: the newest slot has no next frame yet, and in a full ring the
+        stacks of the three oldest have lost frames."""
+        return max(0, self.size - (4 if self.size == self.slots else 1)) * self.num_envs
+
+    def add(self, frames, actions, rewards, terminations, episode_starts) -> None:
+        """Write one slot: frames uint8 (N, 84, 84), the others (N,)."""
+        slot = (frames, actions, rewards, terminations, episode_starts)
+        for ring, value in zip(self.rings, slot):
+            ring[self.position] = torch.as_tensor(value)
+        self.position = (self.position + 1) % self.slots
+        self.size = min(self.size + 1, self.slots)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw transitions uniformly, with replacement. ValueError while there are none."""
+        if len(self) == 0:
+            raise ValueError("the replay buffer holds no whole transition yet")
+        # Rows number slots and games in one, slot * N + game: N rows on is a game's next slot.
+        frames, actions, rewards, terminations, starts = (ring.flatten(0, 1) for ring in self.rings)
+        rows, device = len(frames), frames.device
+        oldest = (self.position + 3) * self.num_envs if self.size == self.slots else 0
+        drawn = (oldest + torch.randint(len(self), (batch_size, 16), device=device)) % rows
+        # Where the next slot begins a game there is no transition: of 16 draws for each place in
+        # the batch take the first that is one. (Fixed shapes, and no waiting for the device.)
+        is_transition = ~starts[(drawn + self.num_envs) % rows]
+        row = drawn.gather(1, is_transition.int().argmax(1, keepdim=True))  # (B, 1)
+        # The observation's 4 frames and the one after. Those from before the game become zeros.
+        window = (row + self.num_envs * torch.arange(-3, 2, device=device)) % rows  # (B, 5)
+        stack = frames.index_select(0, window.flatten()).view(batch_size, 5, 84, 84)
+        starts_after = starts[window[:, 1:4]].flip(1).cumsum(1).flip(1)  # (B, 3)
+        stack[:, :3] *= (starts_after == 0)[:, :, None, None]
+        row = row.squeeze(1)
+        return Batch(stack[:, :4], actions[row].long(), rewards[row], stack[:, 1:],
+                     terminations[row])
+
+    def state_dict(self) -> dict:
+        return {"rings": self.rings, "position": self.position, "size": self.size}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the slots of a ring of N games that was not larger, oldest first."""
+        self.position, self.size = 0, 0
+        for slot in range(state["position"] - state["size"], state["position"]):
+            self.add(*(ring[slot] for ring in state["rings"]))
+
+
+class QNetwork(nn.Module):
+    """Observations uint8 (B, 4, 84, 84) to the value of each action, float (B, A) [Mnih 2015]."""
+
+    def __init__(self, num_actions: int):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(),  # (B, 32, 20, 20)
+            nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),  # (B, 64, 9, 9)
+            nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(),  # (B, 64, 7, 7)
+            nn.Flatten(),  # (B, 3136)
+            nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
+            nn.Linear(512, num_actions),  # (B, A)
+        )
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.network(obs / 255.0)
+
+
+def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> float:
+    """Epsilon at step t: from start_e to end_e in `duration` steps, then end_e."""
+    return start_e + (end_e - start_e) * min(t / duration, 1.0)
+
+
+def find_fire(envs: gym.vector.VectorEnv) -> int | None:
+    """The number of the action FIRE, None where there is none."""
+    actions = envs.unwrapped.ale.get_action_set() if hasattr(envs.unwrapped, "ale") else []
+    return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
+
+
+def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
+    """Epsilon-greedy actions (N,), except that each life begins with two times FIRE.
+
+    q_values (N, A); steps_in_life (N,) counts from the start of the game or the last lost life;
+    `fire` is find_fire's. Breakout and others wait for FIRE, forever if need be. Two, since a
+    sticky action swallows a single one now and then.
+    """
+    num_envs, num_actions = q_values.shape
+    explore = rng.random(num_envs) < epsilon
+    actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
+    return actions if fire is None else np.where(steps_in_life < 2, fire, actions)
+
+
+def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
+    """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
+    with torch.no_grad():
+        next_q = target_network(batch.next_obs)  # [B, A]
+        if double_q:
+            # y = r + γ (1 - terminated) Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016, eq. 4]
+            next_actions = q_network(batch.next_obs).argmax(1, keepdim=True)  # [B, 1]
+            next_value = next_q.gather(1, next_actions).squeeze(1)  # [B]
+        else:
+            # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
+            next_value = next_q.max(1).values  # [B]
+        td_target = batch.rewards + gamma * ~batch.terminations * next_value  # [B]
+    q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # [B]
+    # Huber is the paper's "error clipped to [-1, 1]": it is the gradient that is clipped there.
+    return F.smooth_l1_loss(q_pred, td_target), q_pred
+
+
+def refuse(problem: str):
+    """Bad input: one line on stderr, exit code 2."""
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def devices() -> list[str]:
+    """What --device can name here, the best one last."""
+    mps, cuda = torch.backends.mps.is_available(), torch.cuda.is_available()
+    return ["auto", "cpu"] + ["mps"] * mps + ["cuda"] * cuda
+
+
+def free_memory(device: str) -> int:
+    """Bytes to be had without swapping; outside CUDA and Linux no limit is known."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[0]
+    if sys.platform != "linux":
+        return sys.maxsize
+    return 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+
+
+def check(args: Args, saved: dict | None) -> None:
+    """Refuse options that cannot work, or not with the checkpoint that is to be resumed."""
+    games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
+    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
+    least = max(args.batch_size, args.learning_starts + 4 * args.num_envs)
+    counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
+              "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
+    shares = ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e")
+    rules = [(name, getattr(args, name) >= 1, "must be at least 1") for name in counts]
+    rules += [(name, 0 <= getattr(args, name) <= 1, "must be from 0 to 1") for name in shares]
+    rules += [
+        ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
+        ("seed", args.seed >= 0, "must not be negative"),
+        ("device", args.device in devices(), f"must be one of {', '.join(devices())} here"),
+        ("buffer_size", args.buffer_size >= least,
+         f"must be at least {least}: --batch-size, and --learning-starts + 4 x --num-envs"),
+    ]
+    if saved:
+        done, fixed = saved["global_step"], ["env_id", "optimizer"]
+        fixed += ["num_envs", "buffer_size"] if saved["replay"] else []
+        rules += [(name, getattr(args, name) == getattr(saved["args"], name),
+                   f"{args.resume} has {getattr(saved['args'], name)}") for name in fixed]
+        rules += [("total_timesteps", args.total_timesteps > done, f"{done} are done already")]
+    for name, holds, hint in rules:
+        if not holds:
+            refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write to another name, then rename: a kill leaves the old file or the new one."""
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_suffix(".tmp").replace(path)
+
+
+def load_checkpoint(path: Path | str) -> dict:
+    """What train() saved, on the CPU, its args as Args; refuses what is missing or not ours."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return checkpoint | {"args": Args(**checkpoint["args"])}
+    except Exception as error:  # torch.load has a dozen ways to say it
+        refuse(f"{path}: missing, cut short or no checkpoint of ours ({type(error).__name__})")
+
+
+def train(args: Args, signals=()) -> Path:
+    """Train until the steps are done or `signals` has something in it; return the run directory."""
+    saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
+    check(args, saved)
+    device = devices()[-1] if args.device == "auto" else args.device
+    total, num_envs = args.total_timesteps, args.num_envs
+    if max(args.learning_starts, args.exploration_steps) >= total:  # short runs learn, too
+        starts, explores = min(args.learning_starts, total // 10), min(args.exploration_steps, total // 2)
+        args = dataclasses.replace(args, learning_starts=starts, exploration_steps=explores)
+        print(f"short run: --learning-starts {starts} --exploration-steps {explores}")
+    capacity, fits = min(args.buffer_size, total + num_envs), free_memory(device) // 7063
+    if capacity > fits:
+        refuse(f"--buffer-size {args.buffer_size}: {device} has memory for --buffer-size {fits}")
+
+    # Set up
+    torch.manual_seed(args.seed)
+    envs = make_vec_env(args)
+    num_actions, fire = int(envs.single_action_space.n), find_fire(envs)
+    q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)
+    target_network = copy.deepcopy(q_network)
+    weights, lr = q_network.parameters(), args.learning_rate
+    if args.optimizer == "adam":
+        optimizer = torch.optim.Adam(weights, lr, eps=1.5e-4, fused=True)
+    else:
+        # Nature: centred, and 0.01 is added under the root, to gradients of a sum. Centring can put
+        # a negative number under it; 0.1 / batch_size is the same outside it, for a mean.
+        optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
+    buffer = ReplayBuffer(capacity, num_envs, device)
+    step = saved["global_step"] if saved else 0
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+    run_dir = Path(args.resume or f"runs/{name}")
+    if saved:
+        q_network.load_state_dict(saved["model"])
+        target_network.load_state_dict(saved["target_network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.param_groups[0]["lr"] = lr  # it may have been given again
+        if saved["replay"]:
+            buffer.load_state_dict(saved["replay"])
+        else:
+            print(f"no saved replay: {args.learning_starts} steps to refill it, then learning")
+    writer = SummaryWriter(run_dir, purge_step=step)
+    options = "\n".join(f"    {name}: {value}" for name, value in vars(args).items())
+    writer.add_text("hyperparameters", options, step)
+    print(f"{run_dir}: {args.env_id} on {device}")
+
+    def due(every: int) -> int:
+        """How many multiples of `every` the last vector step came to."""
+        return step // every - (step - num_envs) // every
+
+    def restart():
+        """Begin N games and seed every generator from (seed, step), so that neither is saved."""
+        seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
+        torch.manual_seed(seed)
+        obs, infos = envs.reset(seed=seed)  # game i takes seed + i
+        begins, steps_in_life = np.ones(num_envs, dtype=bool), np.zeros(num_envs, dtype=int)
+        return np.random.default_rng(seed), obs, infos["lives"], begins, ~begins, steps_in_life
+
+    rng, obs, lives, begins, over, steps_in_life = restart()
+    returns, episodes, loss, last_step, last_time = deque(maxlen=100), 0, None, step, time.time()
+    finished = False
+    while not finished:
+        # act
+        epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
+        with torch.no_grad():
+            q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
+        actions = select_actions(q_values, epsilon, steps_in_life, fire, rng)
+
+        # learn: a GPU does it while the games are stepped
+        updates = due(args.train_frequency) if len(buffer) >= args.learning_starts else 0
+        for _ in range(updates):
+            batch = buffer.sample(args.batch_size)
+            loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        # step: games that are over begin anew
+        next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+        life_lost = (infos["lives"] < lives) & ~over
+        step += num_envs
+
+        # store
+        terminal = terminations | (life_lost & args.terminal_on_life_loss)
+        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, begins)
+        steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
+        obs, lives, begins, over = next_obs, infos["lives"], over, terminations | truncations
+
+        # sync
+        if due(args.target_network_frequency):
+            target_network.load_state_dict(q_network.state_dict())
+
+        # report
+        finished = step >= total or bool(signals)
+        for i in np.flatnonzero(infos.get("_episode", [])):
+            episodes += 1
+            returns.append(infos["episode"]["r"][i])
+            writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], step)
+            writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
+        if due(10_000) or finished:
+            sps = (step - last_step) / (time.time() - last_time)
+            last_step, last_time = step, time.time()
+            writer.add_scalar("charts/SPS", sps, step)
+            writer.add_scalar("charts/epsilon", epsilon, step)
+            if loss is not None:
+                writer.add_scalar("losses/td_loss", loss.item(), step)
+                writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
+            print(f"step {step:,} ({step / total:.1%})  SPS {sps:.0f}  "
+                  f"ETA {(total - step) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
+                  f"episodes {episodes}  return {np.mean(returns or [np.nan]):.1f} "
+                  f"(max {max(returns, default=np.nan):.0f})  loss {loss or np.nan:.4f}  "
+                  f"buffer {buffer.size / buffer.slots:.0%}", flush=True)
+        if due(args.checkpoint_frequency) or finished:
+            checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
+            save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
+            checkpoint |= {"target_network": target_network.state_dict(),
+                           "optimizer": optimizer.state_dict(),
+                           "replay": buffer.state_dict() if args.save_replay else None}
+            save_checkpoint(checkpoint, run_dir / "latest.pt")
+            if args.save_replay:
+                rng, obs, lives, begins, over, steps_in_life = restart()
+
+    envs.close()
+    writer.close()
+    return run_dir
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    if args.resume:  # the saved options are the defaults then
+        args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
+    signals = []
+    for signum in (signal.SIGINT, signal.SIGTERM):  # finish the step and save, then exit
+        signal.signal(signum, lambda signum, frame: signals.append(signum))
+    run_dir = train(args, signals)
+    if signals:
+        print(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
+        sys.exit(128 + signals[0])

@@ -1,0 +1,162 @@
+"""The in-file wrappers against tables of scripted frames, and against ALE's own environment."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import dqn_atari
+from dqn_atari import Args, AtariPreprocessing, make_env, make_vec_env
+
+
+class ScriptedGame(gym.Env):
+    """Frame number t is uniformly of grey level t; the game ends after `length` frames."""
+
+    observation_space = gym.spaces.Box(0, 255, (210, 160), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, levels, length):
+        self.levels, self.length = levels, length
+
+    def _frame(self):
+        return np.full((210, 160), self.levels[self.t % len(self.levels)], np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._frame(), 1.0 * self.t, self.t >= self.length, False, {"t": self.t}
+
+
+def play(levels, length, steps, max_episode_frames=1000):
+    env = AtariPreprocessing(ScriptedGame(levels, length), 0, 4, max_episode_frames)
+    rows = [(int(env.reset(seed=0)[0].max()), 0.0, False, False)]
+    for _ in range(steps):
+        obs, reward, terminated, truncated, _ = env.step(0)
+        assert obs.shape == (84, 84) and obs.dtype == np.uint8
+        assert obs.min() == obs.max()
+        rows.append((int(obs.max()), reward, terminated, truncated))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "levels, length, max_frames, expected",
+    [
+        # The maximum of the last two of four frames, whichever is brighter; rewards summed.
+        ([0, 9, 9, 1, 2, 9, 9, 6, 5], 99, 1000,
+         [(0, 0, False, False), (2, 10, False, False), (6, 26, False, False)]),
+        # An ending in the first of the four frames leaves the picture of the step before.
+        ([0, 9, 9, 1, 2, 7, 7, 7, 7], 5, 1000,
+         [(0, 0, False, False), (2, 10, False, False), (2, 5, True, False)]),
+        # An ending in the last of the four: the third was kept already.
+        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 8, 1000,
+         [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)]),
+        # The frame limit truncates, and an ending on the same frame is an ending.
+        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 99, 8,
+         [(0, 0, False, False), (2, 10, False, False), (6, 26, False, True)]),
+        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 8, 8,
+         [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)]),
+    ],
+)
+def test_skip_max_and_endings(levels, length, max_frames, expected):
+    assert play(levels, length, 2, max_frames) == expected
+
+
+def test_noops_are_0_to_noop_max_less_1():
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 1000), 30, 4, 1000)
+    first = env.reset(seed=0)[0].max()
+    seen = {first} | {env.reset()[0].max() for _ in range(1000)}
+    assert seen == set(range(30))
+
+
+def test_noops_that_end_the_game_start_another():
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 4), 30, 4, 1000)
+    for seed in range(50):
+        assert env.reset(seed=seed)[0].max() < 4
+
+
+def test_stack_begins_with_zeros_and_keeps_the_newest_last():
+    env = make_env("ALE/Pong-v5", repeat_action_probability=0.0, noop_max=0)
+    obs, _ = env.reset(seed=1)
+    assert obs.shape == (4, 84, 84) and obs.dtype == np.uint8
+    assert not obs[:3].any() and obs[3].any()
+    before = obs
+    for _ in range(6):
+        obs, *_ = env.step(0)
+        np.testing.assert_array_equal(obs[:3], before[1:])
+        before = obs
+
+
+def test_skip_is_four_frames_and_not_sixteen():
+    env = make_env("ALE/Pong-v5", noop_max=0)
+    _, info = env.reset(seed=1)
+    start = info["frame_number"]
+    for _ in range(10):
+        _, _, _, _, info = env.step(0)
+    assert info["frame_number"] - start == 40
+
+
+@pytest.mark.parametrize(
+    "game, steps, max_episode_frames",
+    [
+        ("Breakout", 700, 108_000),  # FIRE and lives
+        ("Pong", 1400, 108_000),  # FIRE, no lives
+        ("SpaceInvaders", 700, 108_000),  # sprites in every other frame
+        ("MsPacman", 700, 108_000),  # lives, no FIRE
+        ("Freeway", 300, 402),  # neither; truncated in the middle of a step
+        ("Seaquest", 500, 400),  # truncated at the end of a step
+    ],
+)
+def test_equal_to_ales_vector_environment(game, steps, max_episode_frames, monkeypatch):
+    """Pixels, rewards, endings and lives, through the ends of games."""
+    make = gym.make_vec
+    options = {"noop_max": 0, "max_num_frames_per_episode": max_episode_frames}
+    monkeypatch.setattr(gym, "make_vec", lambda *a, **kw: make(*a, **kw | options))
+    args = Args(env_id=f"ALE/{game}-v5", num_envs=2, repeat_action_probability=0.0)
+    envs = make_vec_env(args)
+    singles = [
+        make_env(args.env_id, repeat_action_probability=0.0, noop_max=0,
+                 max_episode_frames=max_episode_frames)
+        for _ in range(2)
+    ]
+    obs, infos = envs.reset(seed=7)
+    for i, env in enumerate(singles):
+        first, info = env.reset(seed=i)
+        np.testing.assert_array_equal(obs[i], first)
+        assert infos["lives"][i] == info["lives"]
+    rng, over, endings = np.random.default_rng(3), np.zeros(2, bool), 0
+    for _ in range(steps):
+        actions = rng.integers(envs.single_action_space.n, size=2)
+        obs, rewards, terminations, truncations, infos = envs.step(actions)
+        for i, env in enumerate(singles):
+            if over[i]:
+                expected, info = env.reset()
+                reward, terminated, truncated = 0.0, False, False
+            else:
+                expected, reward, terminated, truncated, info = env.step(int(actions[i]))
+            np.testing.assert_array_equal(obs[i], expected)
+            assert (rewards[i], terminations[i], truncations[i]) == (reward, terminated, truncated)
+            assert infos["lives"][i] == info["lives"]
+        over = terminations | truncations
+        endings += over.sum()
+    assert endings >= 2
+
+
+def test_every_option_of_the_vector_environment_is_passed(monkeypatch):
+    """ALE's defaults are not ours, and may change."""
+    seen = {}
+    make = gym.make_vec
+    monkeypatch.setattr(gym, "make_vec", lambda *a, **kw: seen.update(kw) or make(*a, **kw))
+    envs = make_vec_env(Args(num_envs=2))
+    assert (seen["reward_clipping"], seen["episodic_life"], seen["life_loss_info"]) == (False,) * 3
+    assert seen["use_fire_reset"] is False and seen["repeat_action_probability"] == 0.25
+    assert seen["max_num_frames_per_episode"] == 108_000 and seen["noop_max"] == 30
+    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("game, fire", [("Breakout", 1), ("Pong", 1), ("MsPacman", None)])
+def test_find_fire(game, fire):
+    envs = make_vec_env(Args(env_id=f"ALE/{game}-v5", num_envs=1))
+    assert dqn_atari.find_fire(envs) == fire
