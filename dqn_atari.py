@@ -153,7 +153,9 @@ class ReplayBuffer:
     once takes 7.06 GB for 1,000,000 transitions; stacks would take 28.2 GB, pairs of them 56.4 GB.
     """
 
-    def __init__(self, capacity: int, num_envs: int, device: torch.device | str = "cpu"):
+    BYTES = 84 * 84 + 7  # of a transition: its frame, and what goes with it
+
+    def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
         self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -273,26 +275,22 @@ def refuse(problem: str):
     sys.exit(2)
 
 
-def devices() -> list[str]:
-    """What --device can name here, the best one last."""
-    mps, cuda = torch.backends.mps.is_available(), torch.cuda.is_available()
-    return ["auto", "cpu"] + ["mps"] * mps + ["cuda"] * cuda
+def devices() -> dict[str, int]:
+    """The devices there are, the best one last, and the bytes to be had on each without swapping."""
+    host = sys.maxsize  # outside Linux no limit is known
+    if sys.platform == "linux":
+        host = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    mps = {"mps": host} if torch.backends.mps.is_available() else {}
+    cuda = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
+    return {"cpu": host} | mps | cuda
 
 
-def free_memory(device: str) -> int:
-    """Bytes to be had without swapping; outside CUDA and Linux no limit is known."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info()[0]
-    if sys.platform != "linux":
-        return sys.maxsize
-    return 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-
-
-def check(args: Args, saved: dict | None) -> None:
-    """Refuse options that cannot work, or not with the checkpoint that is to be resumed."""
+def check(args: Args, device: str, saved: dict | None) -> None:
+    """Refuse options that cannot work, here or with the checkpoint that is to be resumed."""
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     least = max(args.batch_size, args.learning_starts + 4 * args.num_envs)
+    fits = devices().get(device, 0) // ReplayBuffer.BYTES
     counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
               "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
     shares = ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e")
@@ -301,9 +299,10 @@ def check(args: Args, saved: dict | None) -> None:
     rules += [
         ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
         ("seed", args.seed >= 0, "must not be negative"),
-        ("device", args.device in devices(), f"must be one of {', '.join(devices())} here"),
-        ("buffer_size", args.buffer_size >= least,
-         f"must be at least {least}: --batch-size, and --learning-starts + 4 x --num-envs"),
+        ("device", device in devices(), f"not available here; there is {', '.join(devices())}"),
+        ("buffer_size", args.buffer_size >= least, f"--batch-size and --learning-starts need {least}"),
+        ("buffer_size", min(args.buffer_size, args.total_timesteps) <= fits,
+         f"too large for the memory of {device}, where {fits} would fit"),
     ]
     if saved:
         done, fixed = saved["global_step"], ["env_id", "optimizer"]
@@ -336,17 +335,15 @@ def load_checkpoint(path: Path | str) -> dict:
 
 def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` has something in it; return the run directory."""
+    device = [*devices()][-1] if args.device == "auto" else args.device
     saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
-    check(args, saved)
-    device = devices()[-1] if args.device == "auto" else args.device
+    check(args, device, saved)
     total, num_envs = args.total_timesteps, args.num_envs
     if max(args.learning_starts, args.exploration_steps) >= total:  # short runs learn, too
-        starts, explores = min(args.learning_starts, total // 10), min(args.exploration_steps, total // 2)
-        args = dataclasses.replace(args, learning_starts=starts, exploration_steps=explores)
-        print(f"short run: --learning-starts {starts} --exploration-steps {explores}")
-    capacity, fits = min(args.buffer_size, total + num_envs), free_memory(device) // 7063
-    if capacity > fits:
-        refuse(f"--buffer-size {args.buffer_size}: {device} has memory for --buffer-size {fits}")
+        args = dataclasses.replace(args, learning_starts=min(args.learning_starts, total // 10),
+                                   exploration_steps=min(args.exploration_steps, total // 2))
+        print(f"short run: --learning-starts {args.learning_starts} "
+              f"--exploration-steps {args.exploration_steps}")
 
     # Set up
     torch.manual_seed(args.seed)
@@ -361,7 +358,7 @@ def train(args: Args, signals=()) -> Path:
         # Nature: centred, and 0.01 is added under the root, to gradients of a sum. Centring can put
         # a negative number under it; 0.1 / batch_size is the same outside it, for a mean.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
-    buffer = ReplayBuffer(capacity, num_envs, device)
+    buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
