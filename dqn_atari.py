@@ -5,13 +5,12 @@
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
 The algorithm is [Mnih 2015], "Human-level control through deep reinforcement learning"
-(doi:10.1038/nature14236), with --double-q that of [van Hasselt 2016] (arXiv:1509.06461).
+(doi:10.1038/nature14236), with --double-q that of [van Hasselt 2016] (arXiv:1509.06461). What
+differs from the former is marked `# Nature:`. A step is an agent step: one action in one game, 4
+frames of the emulator; N games are stepped at once, so a vector step is N steps.
 
 In reading order: Args - make_env, make_vec_env: what the network sees - ReplayBuffer - QNetwork -
-linear_schedule, select_actions, td_loss - checkpoints and bad input - train: the loop.
-
-A step is an agent step: one action in one game, 4 frames of the emulator. N games are stepped at
-once, so a vector step is N steps. What differs from the paper is marked `# Nature:`.
+linear_schedule, select_actions, td_loss - bad input, checkpoints - train: the loop.
 """
 
 import copy
@@ -31,7 +30,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,18 +43,16 @@ class Args:
     # The run
     exp_name: str = "dqn_atari"  # name of the experiment, a part of the run directory's name
     seed: int = 1  # of the games, the exploration, the sampling and the initial weights
-    device: str = "auto"  # auto (cuda, else mps, else cpu), or a device as PyTorch names it
+    device: str = "auto"  # cpu, cuda, mps or auto: cuda, else mps, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # checkpoint the replay too: exact resume, games restart each time
     resume: str | None = None  # run directory to go on with; its options are the defaults then
-
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
     num_envs: int = 16  # N, the games stepped at once (Nature: 1)
     repeat_action_probability: float = 0.25  # sticky actions: chance per frame (Nature: 0)
     terminal_on_life_loss: bool = True  # learn that a lost life is the end; the game goes on
-
     # The algorithm
     buffer_size: int = 1_000_000  # transitions in the replay buffer, 7,063 bytes each
     learning_starts: int = 50_000  # transitions to collect before learning starts
@@ -73,15 +69,13 @@ class Args:
 
 
 class AtariPreprocessing(gym.Wrapper):
-    """What the network sees of one game, equal to the pixel with ALE's own vector environment.
+    """What the network sees of one game, to the last pixel as in ALE's own vector environment:
+    no-ops at the start, each action held for 4 frames, of the last two the maximum (the Atari draws
+    some sprites in every other frame only), 84 x 84 in grayscale."""
 
-    No-ops at the start; each action held for `skip` frames; of the last two frames the maximum,
-    since the Atari draws some sprites in every other frame only; 84 x 84 in grayscale.
-    """
-
-    def __init__(self, env: gym.Env, noop_max: int, skip: int, max_episode_frames: int):
+    def __init__(self, env: gym.Env, noop_max: int, max_episode_frames: int):
         super().__init__(env)
-        self.noop_max, self.skip, self.max_episode_frames = noop_max, skip, max_episode_frames
+        self.noop_max, self.max_episode_frames = noop_max, max_episode_frames
         self.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
 
     def reset(self, *, seed=None, options=None):
@@ -91,20 +85,20 @@ class AtariPreprocessing(gym.Wrapper):
             if terminated or truncated:
                 frame, info = self.env.reset(options=options)
         self.elapsed_frames = 0
-        self.frames = [np.zeros_like(frame), frame]  # the last but one, the last
+        self.frames = [np.zeros_like(frame), frame]  # the last but one and the last
         return self._observation(), info
 
     def step(self, action):
         total_reward = 0.0
-        for i in range(self.skip):
+        for i in range(4):
             frame, reward, terminated, _, info = self.env.step(action)
             total_reward += reward
             self.elapsed_frames += 1
             truncated = self.elapsed_frames >= self.max_episode_frames and not terminated
             if terminated or truncated:
                 break  # before the frame is kept: ALE shows an ending by the frames before it
-            if i >= self.skip - 2:
-                self.frames[i - self.skip] = frame
+            if i >= 2:
+                self.frames[i - 2] = frame
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
@@ -119,7 +113,7 @@ def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
     env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode=render_mode,
                    repeat_action_probability=repeat_action_probability,
                    max_num_frames_per_episode=0)
-    env = AtariPreprocessing(env, noop_max, 4, max_episode_frames)
+    env = AtariPreprocessing(env, noop_max, max_episode_frames)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
@@ -153,8 +147,6 @@ class ReplayBuffer:
     once takes 7.06 GB for 1,000,000 transitions; stacks would take 28.2 GB, pairs of them 56.4 GB.
     """
 
-    BYTES = 84 * 84 + 7  # of a transition: its frame, and what goes with it
-
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
         self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
@@ -179,26 +171,22 @@ class ReplayBuffer:
         self.size = min(self.size + 1, self.slots)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw transitions uniformly, with replacement. ValueError while there are none."""
-        if len(self) == 0:
-            raise ValueError("the replay buffer holds no whole transition yet")
+        """Draw transitions uniformly, with replacement. RuntimeError while there are none."""
         # Rows number slots and games in one, slot * N + game: N rows on is a game's next slot.
-        frames, actions, rewards, terminations, starts = (ring.flatten(0, 1) for ring in self.rings)
+        frames, actions, rewards, ends, starts = (ring.flatten(0, 1) for ring in self.rings)
         rows, device = len(frames), frames.device
         oldest = (self.position + 3) * self.num_envs if self.size == self.slots else 0
         drawn = (oldest + torch.randint(len(self), (batch_size, 16), device=device)) % rows
-        # Where the next slot begins a game there is no transition: of 16 draws for each place in
-        # the batch take the first that is one. (Fixed shapes, and no waiting for the device.)
+        # Where the next slot begins a game there is no transition. Of 16 draws for each place in
+        # the batch the first that is one is taken: no loop, and no waiting for a GPU to tell.
         is_transition = ~starts[(drawn + self.num_envs) % rows]
-        row = drawn.gather(1, is_transition.int().argmax(1, keepdim=True))  # (B, 1)
+        row = drawn.gather(1, is_transition.int().argmax(1, keepdim=True)).squeeze(1)  # (B,)
         # The observation's 4 frames and the one after. Those from before the game become zeros.
-        window = (row + self.num_envs * torch.arange(-3, 2, device=device)) % rows  # (B, 5)
+        window = (row[:, None] + self.num_envs * torch.arange(-3, 2, device=device)) % rows
         stack = frames.index_select(0, window.flatten()).view(batch_size, 5, 84, 84)
         starts_after = starts[window[:, 1:4]].flip(1).cumsum(1).flip(1)  # (B, 3)
         stack[:, :3] *= (starts_after == 0)[:, :, None, None]
-        row = row.squeeze(1)
-        return Batch(stack[:, :4], actions[row].long(), rewards[row], stack[:, 1:],
-                     terminations[row])
+        return Batch(stack[:, :4], actions[row].long(), rewards[row], stack[:, 1:], ends[row])
 
     def state_dict(self) -> dict:
         return {"rings": self.rings, "position": self.position, "size": self.size}
@@ -240,12 +228,9 @@ def find_fire(envs: gym.vector.VectorEnv) -> int | None:
 
 
 def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,), except that each life begins with two times FIRE.
-
-    q_values (N, A); steps_in_life (N,) counts from the start of the game or the last lost life;
-    `fire` is find_fire's. Breakout and others wait for FIRE, forever if need be. Two, since a
-    sticky action swallows a single one now and then.
-    """
+    """Epsilon-greedy actions (N,) on q_values (N, A), but each life begins with two times FIRE:
+    Breakout and others wait for it, forever if need be, and a sticky action swallows one now and
+    then. steps_in_life (N,) counts from the game's start or the last lost life."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
@@ -254,19 +239,16 @@ def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
     """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
+    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
+    # and for the action in which Q, not Q⁻, has its maximum   [van Hasselt 2016, equation 4]
     with torch.no_grad():
         next_q = target_network(batch.next_obs)  # [B, A]
-        if double_q:
-            # y = r + γ (1 - terminated) Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016, eq. 4]
-            next_actions = q_network(batch.next_obs).argmax(1, keepdim=True)  # [B, 1]
-            next_value = next_q.gather(1, next_actions).squeeze(1)  # [B]
-        else:
-            # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
-            next_value = next_q.max(1).values  # [B]
+        next_actions = (q_network(batch.next_obs) if double_q else next_q).argmax(1)  # [B]
+        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)  # [B]
         td_target = batch.rewards + gamma * ~batch.terminations * next_value  # [B]
     q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # [B]
     # Huber is the paper's "error clipped to [-1, 1]": it is the gradient that is clipped there.
-    return F.smooth_l1_loss(q_pred, td_target), q_pred
+    return nn.functional.smooth_l1_loss(q_pred, td_target), q_pred
 
 
 def refuse(problem: str):
@@ -276,7 +258,7 @@ def refuse(problem: str):
 
 
 def devices() -> dict[str, int]:
-    """The devices there are, the best one last, and the bytes to be had on each without swapping."""
+    """The devices there are, the best one last, and the bytes of memory to be had on each."""
     host = sys.maxsize  # outside Linux no limit is known
     if sys.platform == "linux":
         host = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
@@ -290,7 +272,7 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     least = max(args.batch_size, args.learning_starts + 4 * args.num_envs)
-    fits = devices().get(device, 0) // ReplayBuffer.BYTES
+    fits = devices().get(device, 0) // 7063  # bytes per transition, see ReplayBuffer
     counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
               "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
     shares = ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e")
@@ -299,10 +281,11 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     rules += [
         ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
         ("seed", args.seed >= 0, "must not be negative"),
-        ("device", device in devices(), f"not available here; there is {', '.join(devices())}"),
-        ("buffer_size", args.buffer_size >= least, f"--batch-size and --learning-starts need {least}"),
+        ("device", device in devices(), f"not here; there is {', '.join(devices())}"),
+        ("buffer_size", args.buffer_size >= least,
+         f"--batch-size and --learning-starts need at least {least}"),
         ("buffer_size", min(args.buffer_size, args.total_timesteps) <= fits,
-         f"too large for the memory of {device}, where {fits} would fit"),
+         f"more than the memory of {device} holds; {fits} would fit"),
     ]
     if saved:
         done, fixed = saved["global_step"], ["env_id", "optimizer"]
@@ -342,10 +325,8 @@ def train(args: Args, signals=()) -> Path:
     if max(args.learning_starts, args.exploration_steps) >= total:  # short runs learn, too
         args = dataclasses.replace(args, learning_starts=min(args.learning_starts, total // 10),
                                    exploration_steps=min(args.exploration_steps, total // 2))
-        print(f"short run: --learning-starts {args.learning_starts} "
-              f"--exploration-steps {args.exploration_steps}")
+        print(f"short run: {args.learning_starts=} {args.exploration_steps=}")
 
-    # Set up
     torch.manual_seed(args.seed)
     envs = make_vec_env(args)
     num_actions, fire = int(envs.single_action_space.n), find_fire(envs)
@@ -372,8 +353,7 @@ def train(args: Args, signals=()) -> Path:
         else:
             print(f"no saved replay: {args.learning_starts} steps to refill it, then learning")
     writer = SummaryWriter(run_dir, purge_step=step)
-    options = "\n".join(f"    {name}: {value}" for name, value in vars(args).items())
-    writer.add_text("hyperparameters", options, step)
+    writer.add_text("hyperparameters", str(args), step)
     print(f"{run_dir}: {args.env_id} on {device}")
 
     def due(every: int) -> int:
@@ -389,8 +369,8 @@ def train(args: Args, signals=()) -> Path:
         return np.random.default_rng(seed), obs, infos["lives"], begins, ~begins, steps_in_life
 
     rng, obs, lives, begins, over, steps_in_life = restart()
-    returns, episodes, loss, last_step, last_time = deque(maxlen=100), 0, None, step, time.time()
-    finished = False
+    returns, episodes, loss, finished = deque(maxlen=100), 0, None, False
+    last_step, last_time = step, time.time()
     while not finished:
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)

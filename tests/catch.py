@@ -24,7 +24,9 @@ class Catch(gym.vector.VectorEnv):
         self.stacks = np.zeros((self.num_envs, 4, 84, 84), np.uint8)
         self.row, self.ball, self.paddle = (np.zeros(self.num_envs, int) for _ in range(3))
         self.over = np.ones(self.num_envs, bool)
-        return self._observe(), self._infos()
+        obs = self._observe()
+        self.over = np.zeros(self.num_envs, bool)
+        return obs, self._infos()
 
     def step(self, actions):
         playing = ~self.over

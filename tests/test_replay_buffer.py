@@ -136,7 +136,7 @@ def test_bytes_of_a_transition():
 def test_sampling_nothing_is_an_error():
     buffer = ReplayBuffer(20, 2)
     for _ in range(2):
-        with pytest.raises(ValueError):
+        with pytest.raises(RuntimeError):
             buffer.sample(4)
         buffer.add(np.zeros((2, 84, 84), np.uint8), [0, 0], [0.0, 0.0], [False] * 2, [True] * 2)
     assert len(buffer) == 2

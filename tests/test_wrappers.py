@@ -31,7 +31,7 @@ class ScriptedGame(gym.Env):
 
 
 def play(levels, length, steps, max_episode_frames=1000):
-    env = AtariPreprocessing(ScriptedGame(levels, length), 0, 4, max_episode_frames)
+    env = AtariPreprocessing(ScriptedGame(levels, length), 0, max_episode_frames)
     rows = [(int(env.reset(seed=0)[0].max()), 0.0, False, False)]
     for _ in range(steps):
         obs, reward, terminated, truncated, _ = env.step(0)
@@ -65,14 +65,14 @@ def test_skip_max_and_endings(levels, length, max_frames, expected):
 
 
 def test_noops_are_0_to_noop_max_less_1():
-    env = AtariPreprocessing(ScriptedGame(list(range(200)), 1000), 30, 4, 1000)
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 1000), 30, 1000)
     first = env.reset(seed=0)[0].max()
     seen = {first} | {env.reset()[0].max() for _ in range(1000)}
     assert seen == set(range(30))
 
 
 def test_noops_that_end_the_game_start_another():
-    env = AtariPreprocessing(ScriptedGame(list(range(200)), 4), 30, 4, 1000)
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 4), 30, 1000)
     for seed in range(50):
         assert env.reset(seed=seed)[0].max() < 4
 
