@@ -4,13 +4,13 @@
     python dqn_atari.py --resume runs/<run>          # go on where a run was stopped
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
-The algorithm is [Mnih 2015], "Human-level control through deep reinforcement learning"
-(doi:10.1038/nature14236), with --double-q that of [van Hasselt 2016] (arXiv:1509.06461). What
-differs from the former is marked `# Nature:`. A step is an agent step: one action in one game, 4
-frames of the emulator; N games are stepped at once, so a vector step is N steps.
+The algorithm is that of [Mnih 2015], "Human-level control through deep reinforcement learning"
+(doi:10.1038/nature14236); --double-q makes it Double DQN, [van Hasselt 2016] (arXiv:1509.06461).
+Where it differs from the former it says `Nature:`. A step is an agent step: one action in one
+game, 4 frames of the emulator. N games are stepped at once, so a vector step is N steps.
 
-In reading order: Args - make_env, make_vec_env: what the network sees - ReplayBuffer - QNetwork -
-linear_schedule, select_actions, td_loss - bad input, checkpoints - train: the loop.
+In reading order: Args; make_env and make_vec_env, what the network sees; ReplayBuffer; QNetwork;
+linear_schedule, select_actions, td_loss; bad input; checkpoints; train, the loop.
 """
 
 import copy
@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque, namedtuple
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import ale_py
 import cv2
@@ -38,39 +38,38 @@ gym.register_envs(ale_py)
 
 @dataclasses.dataclass
 class Args:
-    """Train DQN on an Atari game. A step is an agent step: one action, 4 frames of the game."""
-
+    """Train DQN on an Atari game. Steps are agent steps."""
     # The run
     exp_name: str = "dqn_atari"  # name of the experiment, a part of the run directory's name
     seed: int = 1  # of the games, the exploration, the sampling and the initial weights
     device: str = "auto"  # cpu, cuda, mps or auto: cuda, else mps, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
-    save_replay: bool = False  # checkpoint the replay too: exact resume, games restart each time
-    resume: str | None = None  # run directory to go on with; its options are the defaults then
+    save_replay: bool = False  # for exact resuming: save the replay too, restart the games with it
+    resume: str | None = None  # run directory to go on with; options not given are taken from it
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
     num_envs: int = 16  # N, the games stepped at once (Nature: 1)
     repeat_action_probability: float = 0.25  # sticky actions: chance per frame (Nature: 0)
-    terminal_on_life_loss: bool = True  # learn that a lost life is the end; the game goes on
+    terminal_on_life_loss: bool = True  # a lost life is terminal in the targets; the game goes on
     # The algorithm
     buffer_size: int = 1_000_000  # transitions in the replay buffer, 7,063 bytes each
-    learning_starts: int = 50_000  # transitions to collect before learning starts
+    learning_starts: int = 50_000  # steps to collect before learning starts
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between updates of the target network
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop as in Nature, or adam
+    target_network_frequency: int = 10_000  # steps between syncs (Nature: 10,000 gradient steps)
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
     learning_rate: float = 2.5e-4  # of the optimizer; 6.25e-5 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
     exploration_steps: int = 1_000_000  # steps in which epsilon falls from start_e to end_e
-    double_q: bool = False  # Double DQN: the network picks the next action, the target values it
+    double_q: bool = False  # choose the next action by the network, value it by the target network
 
 
 class AtariPreprocessing(gym.Wrapper):
     """What the network sees of one game, to the last pixel as in ALE's own vector environment:
-    no-ops at the start, each action held for 4 frames, of the last two the maximum (the Atari draws
+    no-ops at the start, each action held for 4 frames, the maximum of the last two (the Atari draws
     some sprites in every other frame only), 84 x 84 in grayscale."""
 
     def __init__(self, env: gym.Env, noop_max: int, max_episode_frames: int):
@@ -80,7 +79,7 @@ class AtariPreprocessing(gym.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         frame, info = self.env.reset(seed=seed, options=options)
-        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # 0 to noop_max - 1
+        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # as ALE does
             frame, _, terminated, truncated, info = self.env.step(0)
             if terminated or truncated:
                 frame, info = self.env.reset(options=options)
@@ -96,23 +95,22 @@ class AtariPreprocessing(gym.Wrapper):
             self.elapsed_frames += 1
             truncated = self.elapsed_frames >= self.max_episode_frames and not terminated
             if terminated or truncated:
-                break  # before the frame is kept: ALE shows an ending by the frames before it
+                break  # ALE does not show the last frame of a game, but the ones before it
             if i >= 2:
                 self.frames[i - 2] = frame
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
-        self.frames[-1] = np.maximum(*self.frames)
+        self.frames[-1] = np.maximum(*self.frames)  # kept, for a game that ends in the next step
         return cv2.resize(self.frames[-1], (84, 84), interpolation=cv2.INTER_AREA)
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
     """One game, to play, film or copy: observations uint8 (4, 84, 84), raw rewards."""
-    # ALE/*-v5 skips 4 frames by itself: frameskip=1, or they would be skipped twice over.
-    env = gym.make(env_id, frameskip=1, obs_type="grayscale", render_mode=render_mode,
-                   repeat_action_probability=repeat_action_probability,
-                   max_num_frames_per_episode=0)
+    # ALE/*-v5 skips frames by itself, and has a frame limit: 1 and 0 leave both to the wrapper.
+    env = gym.make(env_id, frameskip=1, max_num_frames_per_episode=0, obs_type="grayscale",
+                   repeat_action_probability=repeat_action_probability, render_mode=render_mode)
     env = AtariPreprocessing(env, noop_max, max_episode_frames)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
@@ -127,10 +125,10 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         noop_max=30, repeat_action_probability=args.repeat_action_probability,
         frameskip=4, stack_num=4, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
-        reward_clipping=False,  # returns are reported raw; train() clips what is learnt from
+        reward_clipping=False,  # returns are reported raw; train() clips the rewards it stores
         episodic_life=False,  # it would start a new game at every lost life
         life_loss_info=False,  # train() reads infos["lives"]
-        use_fire_reset=False,  # select_actions() serves
+        use_fire_reset=False,  # select_actions() presses FIRE
     )
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
 
@@ -142,7 +140,7 @@ Batch = namedtuple("Batch", "obs actions rewards next_obs terminations")
 class ReplayBuffer:
     """A ring of single frames, which are stacked when they are sampled.
 
-    Slot t holds of each of N games the newest frame of its observation, the action taken then, what
+    Slot t holds, for each of N games, the newest frame of its observation, the action taken, what
     came of it, and whether the game began there; slot t + 1 has the next frame. Storing each frame
     once takes 7.06 GB for 1,000,000 transitions; stacks would take 28.2 GB, pairs of them 56.4 GB.
     """
@@ -171,31 +169,31 @@ class ReplayBuffer:
         self.size = min(self.size + 1, self.slots)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw transitions uniformly, with replacement. RuntimeError while there are none."""
-        # Rows number slots and games in one, slot * N + game: N rows on is a game's next slot.
-        frames, actions, rewards, ends, starts = (ring.flatten(0, 1) for ring in self.rings)
-        rows, device = len(frames), frames.device
+        """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
+        # Flattened, row = slot * N + game, so that N rows on is the same game's next slot.
+        frames, actions, rewards, terminated, starts = (ring.flatten(0, 1) for ring in self.rings)
+        num_rows, device = len(frames), frames.device
         oldest = (self.position + 3) * self.num_envs if self.size == self.slots else 0
-        drawn = (oldest + torch.randint(len(self), (batch_size, 16), device=device)) % rows
-        # Where the next slot begins a game there is no transition. Of 16 draws for each place in
-        # the batch the first that is one is taken: no loop, and no waiting for a GPU to tell.
-        is_transition = ~starts[(drawn + self.num_envs) % rows]
+        drawn = (oldest + torch.randint(len(self), (batch_size, 16), device=device)) % num_rows
+        # The row before a game's first holds no transition: draw 16 for every place in the batch,
+        # and keep the first that is none of those. That needs no loop, and no waiting for a GPU.
+        is_transition = ~starts[(drawn + self.num_envs) % num_rows]
         row = drawn.gather(1, is_transition.int().argmax(1, keepdim=True)).squeeze(1)  # (B,)
-        # The observation's 4 frames and the one after. Those from before the game become zeros.
-        window = (row[:, None] + self.num_envs * torch.arange(-3, 2, device=device)) % rows
+        # The observation's 4 frames and the next one. index_select is faster than frames[window].
+        window = (row[:, None] + self.num_envs * torch.arange(-3, 2, device=device)) % num_rows
         stack = frames.index_select(0, window.flatten()).view(batch_size, 5, 84, 84)
-        starts_after = starts[window[:, 1:4]].flip(1).cumsum(1).flip(1)  # (B, 3)
-        stack[:, :3] *= (starts_after == 0)[:, :, None, None]
-        return Batch(stack[:, :4], actions[row].long(), rewards[row], stack[:, 1:], ends[row])
+        for i in (1, 2, 3):  # where a game begins at frame i, those before it are not its own
+            stack[:, :i] *= ~starts[window[:, i], None, None, None]
+        return Batch(stack[:, :4], actions[row].long(), rewards[row], stack[:, 1:], terminated[row])
 
     def state_dict(self) -> dict:
         return {"rings": self.rings, "position": self.position, "size": self.size}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over the slots of a ring of N games that was not larger, oldest first."""
+        """Take over what was written to another ring of N games, oldest first; it must fit."""
         self.position, self.size = 0, 0
         for slot in range(state["position"] - state["size"], state["position"]):
-            self.add(*(ring[slot] for ring in state["rings"]))
+            self.add(*(ring[slot] for ring in state["rings"]))  # slot < 0: from the ring's end
 
 
 class QNetwork(nn.Module):
@@ -213,7 +211,7 @@ class QNetwork(nn.Module):
         )
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        return self.network(obs / 255.0)
+        return self.network(obs.to(memory_format=torch.channels_last) / 255.0)
 
 
 def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> float:
@@ -222,15 +220,15 @@ def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> floa
 
 
 def find_fire(envs: gym.vector.VectorEnv) -> int | None:
-    """The number of the action FIRE, None where there is none."""
+    """The action FIRE, None in a game without it, or in a stand-in for ALE's environment."""
     actions = envs.unwrapped.ale.get_action_set() if hasattr(envs.unwrapped, "ale") else []
     return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
 
 
 def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) on q_values (N, A), but each life begins with two times FIRE:
-    Breakout and others wait for it, forever if need be, and a sticky action swallows one now and
-    then. steps_in_life (N,) counts from the game's start or the last lost life."""
+    """Epsilon-greedy actions (N,) from q_values (N, A), but FIRE in the first two steps of a life,
+    which steps_in_life (N,) counts. Nature: no such rule. Breakout waits for FIRE, forever if need
+    be, and a sticky action may swallow one of the two."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
@@ -239,19 +237,19 @@ def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
     """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
-    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
-    # and for the action in which Q, not Q⁻, has its maximum   [van Hasselt 2016, equation 4]
+    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]; Q⁻: the target
+    # With double_q Q⁻(s', argmax_a' Q(s', a')) is the value   [van Hasselt 2016, equation 4]
     with torch.no_grad():
-        next_q = target_network(batch.next_obs)  # [B, A]
-        next_actions = (q_network(batch.next_obs) if double_q else next_q).argmax(1)  # [B]
-        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)  # [B]
-        td_target = batch.rewards + gamma * ~batch.terminations * next_value  # [B]
-    q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # [B]
-    # Huber is the paper's "error clipped to [-1, 1]": it is the gradient that is clipped there.
+        next_q = target_network(batch.next_obs)  # (B, A)
+        next_actions = (q_network(batch.next_obs) if double_q else next_q).argmax(1)  # (B,)
+        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)  # (B,)
+        td_target = batch.rewards + gamma * (~batch.terminations) * next_value  # (B,)
+    q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # (B,)
+    # Huber's gradient is the error clipped to [-1, 1], as in the paper.
     return nn.functional.smooth_l1_loss(q_pred, td_target), q_pred
 
 
-def refuse(problem: str):
+def refuse(problem: str) -> NoReturn:
     """Bad input: one line on stderr, exit code 2."""
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -259,7 +257,7 @@ def refuse(problem: str):
 
 def devices() -> dict[str, int]:
     """The devices there are, the best one last, and the bytes of memory to be had on each."""
-    host = sys.maxsize  # outside Linux no limit is known
+    host = sys.maxsize  # outside Linux: not known, so no limit
     if sys.platform == "linux":
         host = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     mps = {"mps": host} if torch.backends.mps.is_available() else {}
@@ -271,8 +269,8 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     """Refuse options that cannot work, here or with the checkpoint that is to be resumed."""
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    least = max(args.batch_size, args.learning_starts + 4 * args.num_envs)
-    fits = devices().get(device, 0) // 7063  # bytes per transition, see ReplayBuffer
+    least = max(args.batch_size, args.learning_starts + 5 * args.num_envs)
+    here = devices()
     counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
               "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
     shares = ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e")
@@ -281,11 +279,11 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     rules += [
         ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
         ("seed", args.seed >= 0, "must not be negative"),
-        ("device", device in devices(), f"not here; there is {', '.join(devices())}"),
+        ("device", device in here, f"not available; there is {', '.join(here)}"),
         ("buffer_size", args.buffer_size >= least,
          f"--batch-size and --learning-starts need at least {least}"),
-        ("buffer_size", min(args.buffer_size, args.total_timesteps) <= fits,
-         f"more than the memory of {device} holds; {fits} would fit"),
+        ("buffer_size", min(args.buffer_size, args.total_timesteps) * 7063 <= here.get(device, 0),
+         f"{device} has memory for {here.get(device, 0) // 7063}, at 7,063 bytes each"),
     ]
     if saved:
         done, fixed = saved["global_step"], ["env_id", "optimizer"]
@@ -322,12 +320,12 @@ def train(args: Args, signals=()) -> Path:
     saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
     check(args, device, saved)
     total, num_envs = args.total_timesteps, args.num_envs
-    if max(args.learning_starts, args.exploration_steps) >= total:  # short runs learn, too
-        args = dataclasses.replace(args, learning_starts=min(args.learning_starts, total // 10),
-                                   exploration_steps=min(args.exploration_steps, total // 2))
-        print(f"short run: {args.learning_starts=} {args.exploration_steps=}")
+    starts, explores = args.learning_starts, args.exploration_steps
+    if starts >= total or explores > total:  # no room for learning in such a short run
+        starts, explores = min(starts, total // 10 or 1), min(explores, total // 2 or 1)
+        print(f"short run: learning starts after {starts} steps, exploration ends after {explores}")
 
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
     num_actions, fire = int(envs.single_action_space.n), find_fire(envs)
     q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)
@@ -336,9 +334,10 @@ def train(args: Args, signals=()) -> Path:
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(weights, lr, eps=1.5e-4, fused=True)
     else:
-        # Nature: centred, and 0.01 is added under the root, to gradients of a sum. Centring can put
-        # a negative number under it; 0.1 / batch_size is the same outside it, for a mean.
+        # Nature: centred, gradients summed over the batch, divided by sqrt(v + 0.01). Here: not
+        # centred (rounding can make that v negative), means, divided by sqrt(v) + 0.1 / batch_size.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
+    torch.empty(31 << 20, dtype=torch.uint8)  # freed at once: glibc then keeps what is freed later
     buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
@@ -347,24 +346,24 @@ def train(args: Args, signals=()) -> Path:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target_network"])
         optimizer.load_state_dict(saved["optimizer"])
-        optimizer.param_groups[0]["lr"] = lr  # it may have been given again
+        optimizer.param_groups[0]["lr"] = lr  # --learning-rate may be another now
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
         else:
-            print(f"no saved replay: {args.learning_starts} steps to refill it, then learning")
+            print(f"no saved replay: {starts} steps to refill it, then learning")
     writer = SummaryWriter(run_dir, purge_step=step)
     writer.add_text("hyperparameters", str(args), step)
     print(f"{run_dir}: {args.env_id} on {device}")
 
     def due(every: int) -> int:
-        """How many multiples of `every` the last vector step came to."""
+        """How many multiples of `every` the last vector step reached: in (step - N, step]."""
         return step // every - (step - num_envs) // every
 
     def restart():
-        """Begin N games and seed every generator from (seed, step), so that neither is saved."""
+        """Begin all games and seed all generators from (seed, step): none of them need be saved."""
         seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
         torch.manual_seed(seed)
-        obs, infos = envs.reset(seed=seed)  # game i takes seed + i
+        obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32
         begins, steps_in_life = np.ones(num_envs, dtype=bool), np.zeros(num_envs, dtype=int)
         return np.random.default_rng(seed), obs, infos["lives"], begins, ~begins, steps_in_life
 
@@ -373,13 +372,13 @@ def train(args: Args, signals=()) -> Path:
     last_step, last_time = step, time.time()
     while not finished:
         # act
-        epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
+        epsilon = linear_schedule(args.start_e, args.end_e, explores, step)
         with torch.no_grad():
             q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
         actions = select_actions(q_values, epsilon, steps_in_life, fire, rng)
 
         # learn: a GPU does it while the games are stepped
-        updates = due(args.train_frequency) if len(buffer) >= args.learning_starts else 0
+        updates = due(args.train_frequency) if len(buffer) >= starts else 0
         for _ in range(updates):
             batch = buffer.sample(args.batch_size)
             loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
@@ -387,12 +386,12 @@ def train(args: Args, signals=()) -> Path:
             loss.backward()
             optimizer.step()
 
-        # step: games that are over begin anew
+        # step: a game that was over ignores its action, and begins anew
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         life_lost = (infos["lives"] < lives) & ~over
         step += num_envs
 
-        # store
+        # store: what belongs to a game that was over is never sampled
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, begins)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
@@ -420,7 +419,8 @@ def train(args: Args, signals=()) -> Path:
             print(f"step {step:,} ({step / total:.1%})  SPS {sps:.0f}  "
                   f"ETA {(total - step) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
                   f"episodes {episodes}  return {np.mean(returns or [np.nan]):.1f} "
-                  f"(max {max(returns, default=np.nan):.0f})  loss {loss or np.nan:.4f}  "
+                  f"(max {max(returns, default=np.nan):.0f})  "
+                  f"loss {np.nan if loss is None else loss.item():.4f}  "
                   f"buffer {buffer.size / buffer.slots:.0%}", flush=True)
         if due(args.checkpoint_frequency) or finished:
             checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
@@ -429,7 +429,7 @@ def train(args: Args, signals=()) -> Path:
                            "optimizer": optimizer.state_dict(),
                            "replay": buffer.state_dict() if args.save_replay else None}
             save_checkpoint(checkpoint, run_dir / "latest.pt")
-            if args.save_replay:
+            if args.save_replay and not finished:
                 rng, obs, lives, begins, over, steps_in_life = restart()
 
     envs.close()
@@ -443,7 +443,7 @@ if __name__ == "__main__":
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
     signals = []
     for signum in (signal.SIGINT, signal.SIGTERM):  # finish the step and save, then exit
-        signal.signal(signum, lambda signum, frame: signals.append(signum))
+        signal.signal(signum, lambda number, frame: signals.append(number))
     run_dir = train(args, signals)
     if signals:
         print(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")

@@ -1,8 +1,8 @@
 """Play whole games with saved checkpoints, and report their raw scores.
 
-    python evaluate.py runs/<run>/model_<step>.pt                      # 10 games, greedy
-    python evaluate.py runs/<run>/model_*.pt                           # the learning curve, a row each
-    python evaluate.py runs/<run>/model_<step>.pt --video game.mp4     # film one more game
+    python evaluate.py runs/<run>/model_<step>.pt                    # 10 games, greedy
+    python evaluate.py runs/<run>/model_*.pt                         # a table: the learning curve
+    python evaluate.py runs/<run>/model_<step>.pt --video game.mp4   # film one more game
 
 Beside the scores stand the mean Q-value that was predicted at the states played and the mean
 discounted, clipped return that really followed them, which is how van Hasselt et al. 2016
@@ -61,7 +61,9 @@ RANDOM_AND_HUMAN = {
 class Options:
     """Play whole games with saved checkpoints, and report their raw scores."""
 
-    checkpoints: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="CHECKPOINT...")]]
+    checkpoints: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CHECKPOINT ...")
+    ]
     """model_<step>.pt or latest.pt of a run, one or more"""
     episodes: int = 10
     """whole games to play with each checkpoint"""
@@ -122,10 +124,11 @@ def evaluate(path: str, options: Options) -> dict:
         played.append((q_values.max(1), np.sign(rewards), life_ends, (due > 0) & ~over))
         for i in np.flatnonzero(ended & (due > 0)):
             due[i] -= 1
-            score, length = infos["episode"]["r"][i], infos["episode"]["l"][i]
-            games.append({"return": float(score), "length": int(length), "capped": bool(truncations[i])})
+            score, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
+            capped = bool(truncations[i])
+            games.append({"return": score, "length": length, "capped": capped})
             print(f"  game {len(games)}: {score:g} in {length} steps"
-                  + ", stopped at the frame cap" * bool(truncations[i]), flush=True)
+                  + ", stopped at the frame cap" * capped, flush=True)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
         lives, over = infos["lives"], ended
     envs.close()
@@ -234,8 +237,8 @@ def main(options: Options) -> list[dict]:
     for path in options.checkpoints:
         print(path)
         results.append(evaluate(path, options))
-        r = results[-1]
-    print(f"{r['env_id']}, sticky actions {r['repeat_action_probability']:g}, epsilon {r['epsilon']:g}")
+    sticky = results[0]["repeat_action_probability"]
+    print(f"{results[0]['env_id']}, sticky actions {sticky:g}, epsilon {options.epsilon:g}")
     print(table(results))
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
