@@ -146,7 +146,7 @@ def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, caps
 
 def test_checkpoints_restart_the_games_only_where_the_replay_is_saved(monkeypatch):
     """Without it nothing is gained by a restart, and games longer than that would never end."""
-    for save_replay, resets in ((False, 1), (True, 4)):
+    for save_replay, resets in ((False, 1), (True, 3)):
         seeds = []
 
         def make(args):

@@ -1,0 +1,111 @@
+"""Every command and every flag of the README exists, and the commands run."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dqn_atari
+from dqn_atari import Args
+from evaluate import Options
+
+REPO = Path(__file__).parent.parent
+README = (REPO / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+COMMANDS = re.findall(r"python ((?:dqn_atari|evaluate)\.py[^;&|:'\n`)]*)", README)
+
+
+def flags(dataclass):
+    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(dataclass)}
+
+
+def test_the_table_of_flags_is_that_of_args():
+    rows = re.findall(r"^\| `(--[\w-]+)`(?:, `(--no-[\w-]+)`)? \| `(.*?)` \|", README, re.M)
+    table = {flag: (negated, default) for flag, negated, default in rows}
+    assert set(table) == flags(Args) and len(rows) == len(table)
+    for field in dataclasses.fields(Args):
+        negated, default = table[f"--{field.name.replace('_', '-')}"]
+        words = {True: "on", False: "off", None: "none"}
+        if field.default is None or isinstance(field.default, bool):
+            assert default == words[field.default]
+        else:
+            assert type(field.default)(default) == field.default
+        assert bool(negated) == (field.default is True)
+
+
+def test_every_flag_that_is_mentioned_exists():
+    other_programs = {"--logdir", "--array", "--gres", "--mem", "--wrap"}
+    known = flags(Args) | flags(Options) | other_programs | {"--no-terminal-on-life-loss", "--help"}
+    known |= {"--against-sb3", "--turns", "--steps", "--held"}  # tests/benchmark.py
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+
+
+def test_everything_in_the_reading_guide_exists():
+    guide = README.split("## Reading guide")[1].split("\n## ")[0]
+    source = (REPO / "dqn_atari.py").read_text()
+    names = re.findall(r"`([^`]+)`", guide)
+    assert len(names) > 15
+    for name in names:
+        assert all(part in source for part in name.split(".")) or name == "dqn_atari.py"
+
+
+def test_files_that_are_mentioned_exist():
+    for name in set(re.findall(r"\b(?:tests|results)/[\w./-]+\.\w+", README)):
+        assert (REPO / name).exists(), name
+    for name in set(re.findall(r"`(test_\w+\.py)`", README)):
+        assert (REPO / "tests" / name).exists()
+
+
+def test_install_commands_are_those_of_the_repository():
+    text = "\n".join(BLOCKS)
+    assert "pip install -r requirements.txt && python dqn_atari.py --env-id ALE/Breakout-v5" in text
+    assert "pip install -r requirements.txt && python -m pytest" in text
+    assert "python -m pytest" in (REPO / ".ci/run").read_text()
+    names = {re.split(r"[<>=]", line)[0] for line in (REPO / "requirements.txt").read_text().split()}
+    assert names == {"torch", "gymnasium", "ale-py", "numpy", "opencv-python", "tyro", "tensorboard",
+                     "pytest"}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A directory with a run in it that left two models, and the results of the repository."""
+    directory = tmp_path_factory.mktemp("readme")
+    if (REPO / "results").exists():
+        (directory / "results").symlink_to(REPO / "results")
+    run(directory, ["dqn_atari.py", "--checkpoint-frequency", "32", *TINY])
+    return directory
+
+
+TINY = ["--total-timesteps", "64", "--num-envs", "4", "--device", "cpu"]
+
+
+def run(directory, words):
+    done = subprocess.run([sys.executable, str(REPO / words[0]), *words[1:]], cwd=directory,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_commands_run(directory, command):
+    """The README's commands, made short: few steps, one episode, a run that is there."""
+    for name, value in (("{1}", "Breakout"), ("{2}", "1"), ("$seed", "2"), ("$SLURM_ARRAY_TASK_ID", "3")):
+        command = command.replace(name, value)
+    runs = sorted(path.parent for path in directory.glob("runs/*/model_64.pt"))
+    command = command.replace("runs/<run>", str(runs[0])).replace("model_<step>", "model_64")
+    words = [str(found) for word in shlex.split(command)
+             for found in (sorted(Path(word).parent.glob(Path(word).name)) if "*" in word else [word])]
+    if words[0] == "dqn_atari.py":
+        words += TINY[2:] + ["--total-timesteps", "96" if "--resume" in words else "64"]
+    else:
+        words += ["--episodes", "1"]
+    run(directory, words)
+
+
+def test_names_that_others_rely_on():
+    for name in ("Args", "make_env", "make_vec_env", "ReplayBuffer", "QNetwork", "linear_schedule",
+                 "select_actions", "td_loss", "train"):
+        assert hasattr(dqn_atari, name)
