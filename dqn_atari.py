@@ -337,7 +337,6 @@ def train(args: Args, signals=()) -> Path:
         # Nature: centred, gradients summed over the batch, divided by sqrt(v + 0.01). Here: not
         # centred (rounding can make that v negative), means, divided by sqrt(v) + 0.1 / batch_size.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
-    torch.empty(31 << 20, dtype=torch.uint8)  # freed at once: glibc then keeps what is freed later
     buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
