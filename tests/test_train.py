@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ale_py import Action
 from catch import make_catch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -80,6 +83,71 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
     assert "step 960 (100.0%)" in capsys.readouterr().out
 
 
+class Scripted(gym.vector.VectorEnv):
+    """One game after a table; has FIRE, as ALE's environment would say it."""
+
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    num_envs, single_action_space = 1, gym.spaces.Discrete(3)
+
+    def __init__(self, table):
+        self.table = table
+        self.ale = SimpleNamespace(get_action_set=lambda: [Action.NOOP, Action.LEFT, Action.FIRE])
+
+    def reset(self, *, seed=None, options=None):
+        self.t = -1
+        return self._obs(), {"lives": np.array([3])}
+
+    def step(self, actions):
+        self.t += 1
+        lives, reward, terminated, truncated = self.table[self.t]
+        return (self._obs(), np.array([reward]), np.array([terminated]), np.array([truncated]),
+                {"lives": np.array([lives])})
+
+    def _obs(self):
+        return np.full((1, 4, 84, 84), self.t + 2, np.uint8)
+
+
+@pytest.mark.parametrize("terminal_on_life_loss", [True, False])
+def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_loss):
+    """Lost lives, endings, truncations and the steps after them, row by row."""
+    no, yes = False, True
+    rows = [
+        # What env.step gives: lives, reward, terminated, truncated.
+        #                     Then what is stored: reward, terminal, start of a game, FIRE pressed.
+        (3, 0, no, no, 0, no, yes, yes),
+        (3, 7, no, no, 1, no, no, yes),
+        (3, 0, no, no, 0, no, no, no),
+        (2, -4, no, no, -1, terminal_on_life_loss, no, no),  # a life is lost
+        (2, 0, no, no, 0, no, no, yes),
+        (2, 0, no, no, 0, no, no, yes),
+        (1, 1, no, no, 1, terminal_on_life_loss, no, no),  # another
+        (0, 2, yes, no, 1, yes, no, yes),  # and the last, with the game
+        (3, 0, no, no, 0, no, no, yes),  # the step after: no transition, a new game comes
+        (3, 0, no, no, 0, no, yes, yes),
+        (3, 0, no, no, 0, no, no, yes),
+        (3, 0, no, yes, 0, no, no, no),  # truncated, which bootstraps
+        (2, 0, no, no, 0, no, no, no),  # the new game has fewer lives: none was lost
+        (2, 0, no, no, 0, no, yes, yes),
+        (2, 0, no, no, 0, no, no, yes),
+        (2, 0, no, no, 0, no, no, no),
+    ]
+    stored, add = [], dqn_atari.ReplayBuffer.add
+
+    def spy(buffer, frames, actions, rewards, terminations, episode_starts):
+        stored.append((rewards[0], terminations[0], episode_starts[0], actions[0] == 2))
+        assert (frames == len(stored)).all()  # the newest frame of what was acted on
+        add(buffer, frames, actions, rewards, terminations, episode_starts)
+
+    monkeypatch.setattr(dqn_atari.ReplayBuffer, "add", spy)
+    monkeypatch.setattr(dqn_atari, "make_vec_env", lambda args: Scripted([row[:4] for row in rows]))
+    monkeypatch.setattr(dqn_atari.QNetwork, "forward", lambda self, obs: torch.tensor([[1.0, 0.0, 0.0]]))
+    train(dataclasses.replace(
+        TINY, num_envs=1, total_timesteps=len(rows), learning_starts=15, exploration_steps=1,
+        start_e=0.0, end_e=0.0, buffer_size=64, terminal_on_life_loss=terminal_on_life_loss,
+    ))
+    assert stored == [row[4:] for row in rows]
+
+
 def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch):
     for num_envs in (1, 3, 10):
         count = []
@@ -125,6 +193,17 @@ def test_a_finished_run_can_be_made_longer():
     run_dir = train(args)
     train(dataclasses.replace(args, resume=str(run_dir), total_timesteps=1280))
     assert same(model(run_dir, 1280), model(train(dataclasses.replace(args, total_timesteps=1280)), 1280))
+
+
+def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
+    """As after a kill: TensorBoard was written further than latest.pt."""
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    run_dir = train(dataclasses.replace(TINY, total_timesteps=640))
+    shutil.copy(run_dir / "latest.pt", "early.pt")
+    train(dataclasses.replace(TINY, resume=str(run_dir)))
+    shutil.copy("early.pt", run_dir / "latest.pt")
+    train(dataclasses.replace(TINY, resume=str(run_dir)))
+    assert [event.step for event in scalars(run_dir)["charts/epsilon"]] == [640, 960]
 
 
 def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, capsys):
