@@ -6,8 +6,8 @@
 
 The algorithm is that of [Mnih 2015], "Human-level control through deep reinforcement learning"
 (doi:10.1038/nature14236); --double-q makes it Double DQN, [van Hasselt 2016] (arXiv:1509.06461).
-Where it differs from the former it says `Nature:`. A step is an agent step: one action in one
-game, 4 frames of the emulator. N games are stepped at once, so a vector step is N steps.
+Differences from the former are marked `Nature:`, and listed in the README. A step is an agent step:
+one action in one game, 4 frames. N games are stepped at once, so a vector step is N steps.
 
 In reading order: Args; make_env and make_vec_env, what the network sees; ReplayBuffer; QNetwork;
 linear_schedule, select_actions, td_loss; bad input; checkpoints; train, the loop.
@@ -44,7 +44,7 @@ class Args:
     seed: int = 1  # of the games, the exploration, the sampling and the initial weights
     device: str = "auto"  # cpu, cuda, mps or auto: cuda, else mps, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
-    save_replay: bool = False  # for exact resuming: save the replay too, restart the games with it
+    save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
@@ -64,11 +64,11 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
     exploration_steps: int = 1_000_000  # steps in which epsilon falls from start_e to end_e
-    double_q: bool = False  # choose the next action by the network, value it by the target network
+    double_q: bool = False  # the next action is the online network's choice, not the target's
 
 
 class AtariPreprocessing(gym.Wrapper):
-    """What the network sees of one game, to the last pixel as in ALE's own vector environment:
+    """For one game what ALE's vector environment does in C++ (see make_vec_env), to the last pixel:
     no-ops at the start, each action held for 4 frames, the maximum of the last two (the Atari draws
     some sprites in every other frame only), 84 x 84 in grayscale."""
 
@@ -79,7 +79,7 @@ class AtariPreprocessing(gym.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         frame, info = self.env.reset(seed=seed, options=options)
-        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # as ALE does
+        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # Nature: up to 30
             frame, _, terminated, truncated, info = self.env.step(0)
             if terminated or truncated:
                 frame, info = self.env.reset(options=options)
@@ -95,13 +95,13 @@ class AtariPreprocessing(gym.Wrapper):
             self.elapsed_frames += 1
             truncated = self.elapsed_frames >= self.max_episode_frames and not terminated
             if terminated or truncated:
-                break  # ALE does not show the last frame of a game, but the ones before it
+                break  # as in ALE, the frame on which a game ends is not shown
             if i >= 2:
                 self.frames[i - 2] = frame
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
-        self.frames[-1] = np.maximum(*self.frames)  # kept, for a game that ends in the next step
+        self.frames[-1] = np.maximum(*self.frames)  # kept, as in ALE: shown if the game ends next
         return cv2.resize(self.frames[-1], (84, 84), interpolation=cv2.INTER_AREA)
 
 
@@ -153,7 +153,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.starts = torch.zeros(shape, dtype=torch.bool, device=device)
         self.rings = (self.frames, self.actions, self.rewards, self.terminations, self.starts)
-        self.position, self.size = 0, 0  # the slot to be written next; the slots written so far
+        self.position, self.size = 0, 0  # the slot to be written next; how many were written
 
     def __len__(self) -> int:
         """Transitions to draw from: the newest slot has no next frame yet, and in a full ring the
@@ -175,8 +175,8 @@ class ReplayBuffer:
         num_rows, device = len(frames), frames.device
         oldest = (self.position + 3) * self.num_envs if self.size == self.slots else 0
         drawn = (oldest + torch.randint(len(self), (batch_size, 16), device=device)) % num_rows
-        # The row before a game's first holds no transition: draw 16 for every place in the batch,
-        # and keep the first that is none of those. That needs no loop, and no waiting for a GPU.
+        # The row before a game's first is the last frame of the game before: no transition. Draw 16
+        # for each place in the batch and keep the first that is one: no loop, no waiting for a GPU.
         is_transition = ~starts[(drawn + self.num_envs) % num_rows]
         row = drawn.gather(1, is_transition.int().argmax(1, keepdim=True)).squeeze(1)  # (B,)
         # The observation's 4 frames and the next one. index_select is faster than frames[window].
@@ -237,8 +237,8 @@ def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
     """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
-    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]; Q⁻: the target
-    # With double_q Q⁻(s', argmax_a' Q(s', a')) is the value   [van Hasselt 2016, equation 4]
+    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
+    # or, for the maximum, Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016]; Q⁻: target_network
     with torch.no_grad():
         next_q = target_network(batch.next_obs)  # (B, A)
         next_actions = (q_network(batch.next_obs) if double_q else next_q).argmax(1)  # (B,)
@@ -269,7 +269,7 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     """Refuse options that cannot work, here or with the checkpoint that is to be resumed."""
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    least = max(args.batch_size, args.learning_starts + 5 * args.num_envs)
+    least = max(args.batch_size, args.learning_starts + 5 * args.num_envs)  # see len(ReplayBuffer)
     here = devices()
     counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
               "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
@@ -320,10 +320,11 @@ def train(args: Args, signals=()) -> Path:
     saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
     check(args, device, saved)
     total, num_envs = args.total_timesteps, args.num_envs
-    starts, explores = args.learning_starts, args.exploration_steps
-    if starts >= total or explores > total:  # no room for learning in such a short run
-        starts, explores = min(starts, total // 10 or 1), min(explores, total // 2 or 1)
-        print(f"short run: learning starts after {starts} steps, exploration ends after {explores}")
+    learning_starts, exploration_steps = args.learning_starts, args.exploration_steps
+    if learning_starts >= total or exploration_steps > total:  # no room to learn in
+        learning_starts = min(learning_starts, total // 10 or 1)
+        exploration_steps = min(exploration_steps, total // 2 or 1)
+        print(f"short run: {learning_starts=} {exploration_steps=}")
 
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
@@ -334,8 +335,8 @@ def train(args: Args, signals=()) -> Path:
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(weights, lr, eps=1.5e-4, fused=True)
     else:
-        # Nature: centred, gradients summed over the batch, divided by sqrt(v + 0.01). Here: not
-        # centred (rounding can make that v negative), means, divided by sqrt(v) + 0.1 / batch_size.
+        # Nature: divides sums over the batch by sqrt(v + 0.01), v centred. Here means are divided by
+        # sqrt(v) + 0.1 / batch_size, and v is not centred: rounding can make a centred v negative.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
     buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0
@@ -344,13 +345,13 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target_network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        optimizer.param_groups[0]["lr"] = lr  # --learning-rate may be another now
+        groups = optimizer.state_dict()["param_groups"]  # of this run: its flags may be others
+        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
         else:
-            print(f"no saved replay: {starts} steps to refill it, then learning")
-    writer = SummaryWriter(run_dir, purge_step=step)
+            print(f"no saved replay: {learning_starts} steps to refill it, then learning")
+    writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
     print(f"{run_dir}: {args.env_id} on {device}")
 
@@ -371,13 +372,13 @@ def train(args: Args, signals=()) -> Path:
     last_step, last_time = step, time.time()
     while not finished:
         # act
-        epsilon = linear_schedule(args.start_e, args.end_e, explores, step)
+        epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, step)
         with torch.no_grad():
             q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
         actions = select_actions(q_values, epsilon, steps_in_life, fire, rng)
 
         # learn: a GPU does it while the games are stepped
-        updates = due(args.train_frequency) if len(buffer) >= starts else 0
+        updates = due(args.train_frequency) if len(buffer) >= learning_starts else 0
         for _ in range(updates):
             batch = buffer.sample(args.batch_size)
             loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
@@ -390,7 +391,7 @@ def train(args: Args, signals=()) -> Path:
         life_lost = (infos["lives"] < lives) & ~over
         step += num_envs
 
-        # store: what belongs to a game that was over is never sampled
+        # store: the last frame of a game that was over, too, which sample() knows for what it is
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, begins)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
@@ -418,7 +419,7 @@ def train(args: Args, signals=()) -> Path:
             print(f"step {step:,} ({step / total:.1%})  SPS {sps:.0f}  "
                   f"ETA {(total - step) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
                   f"episodes {episodes}  return {np.mean(returns or [np.nan]):.1f} "
-                  f"(max {max(returns, default=np.nan):.0f})  "
+                  f"(max {max(returns, default=np.nan):.0f}, last 100)  "
                   f"loss {np.nan if loss is None else loss.item():.4f}  "
                   f"buffer {buffer.size / buffer.slots:.0%}", flush=True)
         if due(args.checkpoint_frequency) or finished:
