@@ -329,14 +329,14 @@ def train(args: Args, signals=()) -> Path:
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
     num_actions, fire = int(envs.single_action_space.n), find_fire(envs)
-    q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)
+    q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # is faster
     target_network = copy.deepcopy(q_network)
     weights, lr = q_network.parameters(), args.learning_rate
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(weights, lr, eps=1.5e-4, fused=True)
     else:
-        # Nature: divides sums over the batch by sqrt(v + 0.01), v centred. Here means are divided by
-        # sqrt(v) + 0.1 / batch_size, and v is not centred: rounding can make a centred v negative.
+        # Nature: divides sums over the batch by sqrt(v + 0.01), v centred. Here means are divided
+        # by sqrt(v) + 0.1 / batch_size, v not centred: rounding can make a centred v negative.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
     buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0

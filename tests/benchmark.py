@@ -4,9 +4,9 @@
     python tests/benchmark.py --num-envs 64       # every flag of dqn_atari.py can be given
     pip install stable-baselines3 && python tests/benchmark.py --against-sb3
 
-What is timed is the script's own train(), in a process of its own, with a replay buffer that is full
-from the start, so that every step is one of the learning phase; the first quarter of the steps is
-not counted. Machines are noisy: what is compared is measured in turns, and medians are printed.
+What is timed is the script's own train(), in a process of its own, with a replay buffer that is
+full from the start, so that every step is one of the learning phase; the first quarter of the steps
+is not counted. Machines are noisy: what is compared is measured in turns, and medians are printed.
 """
 
 import contextlib
@@ -100,21 +100,24 @@ def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
         timed(FullBuffer, "sample", "sample")
         timed(dqn_atari, "td_loss", "forward")
         timed(torch.Tensor, "backward", "backward")
-        timed(torch.optim.RMSprop if args.optimizer == "rmsprop" else torch.optim.Adam, "step", "optimizer")
+        timed(torch.optim.RMSprop, "step", "optimizer")
+        timed(torch.optim.Adam, "step", "optimizer")
         timed(FullBuffer, "add", "store")
     args = dataclasses.replace(args, total_timesteps=10**9, buffer_size=held, learning_starts=1,
                                checkpoint_frequency=10**9)
-    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
-        with contextlib.redirect_stdout(open(os.devnull, "w")):
+    with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as nowhere:
+        os.chdir(directory)
+        with contextlib.redirect_stdout(nowhere):
             dqn_atari.train(args, clock)
+        os.chdir("/")
     seconds = clock.seconds_per_tick()
     counted = len(clock.times) - 1 - len(clock.times) // 4
     spent = {part: total / counted for part, total in spent.items()}
     spent["act, and the rest"] = seconds - sum(spent.values())
-    device_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {
         "rate": args.num_envs / seconds, "parts": spent, "bytes_each": FullBuffer.bytes_each,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "device_peak": device_peak,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }
 
 
@@ -155,8 +158,8 @@ def spread(values) -> str:
 
 def main(options: Options) -> None:
     args, held, steps = options.args, options.held, options.steps
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {device}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()}/{os.cpu_count()} threads, {gpu}")
     print(f"{args.env_id}, N {args.num_envs}, batch {args.batch_size}, a gradient step per "
           f"{args.train_frequency} steps, {args.optimizer}, median of {options.turns} turns\n")
     ours, theirs = [], []
@@ -172,20 +175,21 @@ def main(options: Options) -> None:
         print(f"ratio of the medians      {median(rates) / median(their_rates):8.2f}")
 
     parts = [apart(measure, args, held[0], steps, True)["parts"] for _ in range(options.turns)]
-    per_vector_step = args.num_envs / args.train_frequency
-    print(f"\nmilliseconds of a vector step ({args.num_envs} steps, {per_vector_step:g} gradient steps)")
-    for part in ("act, and the rest", "sample", "forward", "backward", "optimizer", "games", "store"):
+    updates = args.num_envs / args.train_frequency
+    print(f"\nmilliseconds of a vector step ({args.num_envs} steps, {updates:g} gradient steps)")
+    learning = ("sample", "forward", "backward", "optimizer")
+    for part in (*learning, "act, and the rest", "games", "store"):
         milliseconds = 1000 * median(turn[part] for turn in parts)
-        each = f"{milliseconds / per_vector_step:8.2f} a gradient step" * (
-            part in ("sample", "forward", "backward", "optimizer"))
+        each = f"{milliseconds / updates:8.2f} a gradient step" if part in learning else ""
         print(f"{part:<25} {milliseconds:8.2f}   {each}")
 
     print("\ntransitions held    steps/s    ms/step    peak GB of the process    of the device")
     for size in held:
         turns = [apart(measure, args, size, steps, False) for _ in range(options.turns)]
         rate = median(turn["rate"] for turn in turns)
-        peak, device_peak = (median(turn[key] for turn in turns) / 1e9 for key in ("peak", "device_peak"))
-        print(f"{size:>16,} {rate:>10.0f} {1000 / rate:>10.2f} {peak:>25.2f} {device_peak:>16.2f}")
+        peak = median(turn["peak"] for turn in turns) / 1e9
+        on_device = median(turn["device_peak"] for turn in turns) / 1e9
+        print(f"{size:>16,} {rate:>10.0f} {1000 / rate:>10.2f} {peak:>25.2f} {on_device:>16.2f}")
     print(f"\nbytes of a stored transition {ours[0]['bytes_each']:.0f}")
 
 

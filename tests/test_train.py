@@ -289,3 +289,50 @@ def test_resuming_after_sigkill_is_bit_identical():
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert same(model(run_dir, 960), model(whole, 960))
+
+
+def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
+    """Every transition of a short run of Breakout: its stacks, action, reward and lost lives."""
+    shown, buffers, make_vec_env = [], [], dqn_atari.make_vec_env
+
+    def make(args):
+        envs = make_vec_env(args)
+        reset, step = envs.reset, envs.step
+
+        def spy_reset(seed):
+            obs, infos = reset(seed=seed)
+            shown.append((obs.copy(), None, None, infos["lives"].copy(), np.zeros(4, bool)))
+            return obs, infos
+
+        def spy_step(actions):
+            obs, rewards, terminations, truncations, infos = step(actions)
+            shown.append((obs.copy(), actions, rewards, infos["lives"].copy(), terminations | truncations))
+            return obs, rewards, terminations, truncations, infos
+
+        envs.reset, envs.step = spy_reset, spy_step
+        return envs
+
+    def spy_init(buffer, *args):
+        init(buffer, *args)
+        buffers.append(buffer)
+
+    init = dqn_atari.ReplayBuffer.__init__
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make)
+    monkeypatch.setattr(dqn_atari.ReplayBuffer, "__init__", spy_init)
+    train(dataclasses.replace(TINY, num_envs=4, total_timesteps=2400, learning_starts=2390,
+                              buffer_size=2600, checkpoint_frequency=10**6))
+    (buffer,), slots = buffers, len(shown) - 1
+    rows = torch.arange(4 * (slots - 1))
+    monkeypatch.setattr(torch, "randint", lambda *a, **kw: rows[:, None].expand(-1, 16))
+    batch, checked, ends = buffer.sample(len(rows)), 0, 0
+    for row in rows.tolist():
+        t, game = divmod(row, 4)
+        if shown[t][4][game]:  # the game was over there
+            continue
+        obs, actions, rewards, lives, over = shown[t + 1]
+        assert (batch.obs[row].numpy() == shown[t][0][game]).all()
+        assert (batch.next_obs[row].numpy() == obs[game]).all()
+        assert batch.actions[row] == actions[game] and batch.rewards[row] == np.sign(rewards[game])
+        assert batch.terminations[row] == (lives[game] < shown[t][3][game])
+        checked, ends = checked + 1, ends + int(over[game])
+    assert checked > 2000 and ends > 4
