@@ -11,7 +11,6 @@ discounted, clipped return that really followed them, which is how van Hasselt e
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -238,7 +237,8 @@ def main(options: Options) -> list[dict]:
         print(path)
         results.append(evaluate(path, options))
     sticky = results[0]["repeat_action_probability"]
-    print(f"{results[0]['env_id']}, sticky actions {sticky:g}, epsilon {options.epsilon:g}")
+    games = ", ".join(dict.fromkeys(result["env_id"] for result in results))
+    print(f"{games}, sticky actions {sticky:g}, epsilon {options.epsilon:g}")
     print(table(results))
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n")

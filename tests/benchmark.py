@@ -103,8 +103,9 @@ def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
         timed(torch.optim.RMSprop, "step", "optimizer")
         timed(torch.optim.Adam, "step", "optimizer")
         timed(FullBuffer, "add", "store")
-    args = dataclasses.replace(args, total_timesteps=10**9, buffer_size=held, learning_starts=1,
-                               checkpoint_frequency=10**9)
+    args = dataclasses.replace(
+        args, total_timesteps=10**9, buffer_size=held, learning_starts=1, checkpoint_frequency=10**9
+    )
     with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as nowhere:
         os.chdir(directory)
         with contextlib.redirect_stdout(nowhere):
@@ -115,7 +116,9 @@ def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
     spent = {part: total / counted for part, total in spent.items()}
     spent["act, and the rest"] = seconds - sum(spent.values())
     return {
-        "rate": args.num_envs / seconds, "parts": spent, "bytes_each": FullBuffer.bytes_each,
+        "rate": args.num_envs / seconds,
+        "parts": spent,
+        "bytes_each": FullBuffer.bytes_each,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "device_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }
@@ -136,10 +139,16 @@ def measure_sb3(args: Args, held: int, steps: int) -> dict:
             return not clock
 
     model = DQN(
-        "CnnPolicy", VecFrameStack(make_atari_env(args.env_id, envs, seed=1, env_kwargs=sticky), 4),
-        buffer_size=held, batch_size=args.batch_size, train_freq=1, gradient_steps=1,
-        learning_starts=steps // 8, target_update_interval=args.target_network_frequency // envs,
-        exploration_initial_eps=args.end_e, exploration_final_eps=args.end_e,
+        "CnnPolicy",
+        VecFrameStack(make_atari_env(args.env_id, envs, seed=1, env_kwargs=sticky), 4),
+        buffer_size=held,
+        batch_size=args.batch_size,
+        train_freq=1,
+        gradient_steps=1,
+        learning_starts=steps // 8,
+        target_update_interval=args.target_network_frequency // envs,
+        exploration_initial_eps=args.end_e,
+        exploration_final_eps=args.end_e,
         device="auto" if args.device == "auto" else args.device,
     )
     model.learn(10**9, callback=Tick())
@@ -160,8 +169,10 @@ def main(options: Options) -> None:
     args, held, steps = options.args, options.held, options.steps
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"torch {torch.__version__}, {torch.get_num_threads()}/{os.cpu_count()} threads, {gpu}")
-    print(f"{args.env_id}, N {args.num_envs}, batch {args.batch_size}, a gradient step per "
-          f"{args.train_frequency} steps, {args.optimizer}, median of {options.turns} turns\n")
+    print(
+        f"{args.env_id}, N {args.num_envs}, batch {args.batch_size}, a gradient step per "
+        f"{args.train_frequency} steps, {args.optimizer}, median of {options.turns} turns\n"
+    )
     ours, theirs = [], []
     for _ in range(options.turns):
         ours.append(apart(measure, args, held[0], steps, False))

@@ -1,8 +1,8 @@
 """Catch, a game small enough to be learnt in a test, to put in place of make_vec_env.
 
 A ball falls in a random column of a 5 x 5 board, a paddle moves along the lowest row. After 4 steps
-the game ends: +3 for the ball caught, -3 for a ball missed (so that clipping shows). A random policy
-catches about one in three. The stack, the endings and the infos are those of ALE's environment.
+the game ends: +3 for the ball caught, -3 for a ball missed (so that clipping shows). A random
+policy catches about one in three. The stack, the endings and the infos are those of ALE's environment.
 """
 
 import gymnasium as gym
@@ -16,7 +16,9 @@ class Catch(gym.vector.VectorEnv):
         self.num_envs = num_envs
         self.single_observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
         self.single_action_space = gym.spaces.Discrete(3)
-        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.observation_space = gym.vector.utils.batch_space(
+            self.single_observation_space, num_envs
+        )
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed=None, options=None):

@@ -12,8 +12,13 @@ TINY = ["--device", "cpu", "--total-timesteps", "64", "--num-envs", "4"]
 
 
 def run(directory, script, *flags):
-    return subprocess.run([sys.executable, str(REPO / script), *flags], cwd=directory,
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(REPO / script), *flags],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +58,15 @@ def refused(result, *words):
         ("--end-e -0.1", ["--end-e", "-0.1", "0 to 1"]),
         ("--gamma nan", ["--gamma", "nan", "0 to 1"]),
         ("--seed -3", ["--seed", "-3"]),
-        ("--buffer-size 900000000000 --total-timesteps 900000000000",
-         ["--buffer-size", "cpu has memory for"]),
-        pytest.param("--device cuda", ["--device", "cuda", "cpu"],
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")),
+        (
+            "--buffer-size 900000000000 --total-timesteps 900000000000",
+            ["--buffer-size", "cpu has memory for"],
+        ),
+        pytest.param(
+            "--device cuda",
+            ["--device", "cuda", "cpu"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
         ("--device toaster", ["--device", "toaster", "cpu"]),
         ("--resume nowhere", ["nowhere/latest.pt"]),
     ],
@@ -75,9 +85,15 @@ def test_an_unknown_flag_and_a_word_for_a_number_are_tyros_to_refuse(tmp_path):
 def test_bad_resumptions(trained):
     directory, run_dir = trained
     resume = ["--resume", str(run_dir)]
-    refused(run(directory, "dqn_atari.py", *resume, "--env-id", "ALE/Pong-v5"),
-            "--env-id", "ALE/Pong-v5", "ALE/Breakout-v5")
-    refused(run(directory, "dqn_atari.py", *resume, "--optimizer", "adam"), "--optimizer", "rmsprop")
+    refused(
+        run(directory, "dqn_atari.py", *resume, "--env-id", "ALE/Pong-v5"),
+        "--env-id",
+        "ALE/Pong-v5",
+        "ALE/Breakout-v5",
+    )
+    refused(
+        run(directory, "dqn_atari.py", *resume, "--optimizer", "adam"), "--optimizer", "rmsprop"
+    )
     refused(run(directory, "dqn_atari.py", *resume), "--total-timesteps", "64")
     assert len(list((directory / "runs").iterdir())) == 1
 
@@ -88,8 +104,12 @@ def test_bad_checkpoints(tmp_path, trained, script, flag):
     good = (run_dir / "latest.pt").read_bytes()
     other = tmp_path / "other.pt"
     torch.save({"weights": torch.zeros(3)}, other)
-    for name, content in (("cut", good[: len(good) // 2]), ("empty", b""), ("text", b"hello"),
-                          ("other", other.read_bytes())):
+    for name, content in (
+        ("cut", good[: len(good) // 2]),
+        ("empty", b""),
+        ("text", b"hello"),
+        ("other", other.read_bytes()),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "latest.pt").write_bytes(content)
         words = [flag, name] if flag else [f"{name}/latest.pt"]

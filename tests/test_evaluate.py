@@ -21,8 +21,9 @@ def constant_network(path, q_values, args=Args(), step=100):
     for parameter in network.parameters():
         parameter.data.zero_()
     network.network[9].bias.data = torch.tensor(q_values)
-    torch.save({"model": network.state_dict(), "args": dataclasses.asdict(args), "global_step": step},
-               path)
+    torch.save(
+        {"model": network.state_dict(), "args": dataclasses.asdict(args), "global_step": step}, path
+    )
     return str(path)
 
 
@@ -45,8 +46,10 @@ def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(tmp_
 
 def test_same_seed_same_games_and_other_seed_others(tmp_path):
     path = constant_network(tmp_path / "model_100.pt", [0.0, 0.0, 1.0, 0.0])
-    runs = [evaluate.evaluate(path, Options((path,), episodes=4, epsilon=0.5, seed=seed))["games"]
-            for seed in (1, 1, 2)]
+    runs = [
+        evaluate.evaluate(path, Options((path,), episodes=4, epsilon=0.5, seed=seed))["games"]
+        for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -99,9 +102,14 @@ class Lives(gym.vector.VectorEnv):
 
 
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
-def test_games_are_dealt_evenly_and_returns_end_with_a_life(tmp_path, monkeypatch, terminal_on_life_loss):
-    monkeypatch.setattr(evaluate, "make_vec_env", lambda args:
-                        gym.wrappers.vector.RecordEpisodeStatistics(Lives(args.num_envs)))
+def test_games_are_dealt_evenly_and_returns_end_with_a_life(
+    tmp_path, monkeypatch, terminal_on_life_loss
+):
+    monkeypatch.setattr(
+        evaluate,
+        "make_vec_env",
+        lambda args: gym.wrappers.vector.RecordEpisodeStatistics(Lives(args.num_envs)),
+    )
     args = Args(gamma=0.5, terminal_on_life_loss=terminal_on_life_loss)
     path = constant_network(tmp_path / "model_100.pt", [0.0, 1.0], args)
     result = evaluate.evaluate(path, Options((path,), episodes=40))
@@ -120,8 +128,10 @@ def test_games_are_dealt_evenly_and_returns_end_with_a_life(tmp_path, monkeypatc
 
 def test_a_table_has_a_row_per_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "make_vec_env", make_catch)
-    paths = tuple(constant_network(tmp_path / f"model_{step}.pt", [0.0, 1.0, 0.0], step=step)
-                  for step in (1000, 2000))
+    paths = tuple(
+        constant_network(tmp_path / f"model_{step}.pt", [0.0, 1.0, 0.0], step=step)
+        for step in (1000, 2000)
+    )
     main(Options(paths, episodes=3))
     rows = capsys.readouterr().out.splitlines()[-3:]
     assert rows[0].split()[:2] == ["step", "games"]

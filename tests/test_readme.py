@@ -65,9 +65,19 @@ def test_install_commands_are_those_of_the_repository():
     assert "pip install -r requirements.txt && python dqn_atari.py --env-id ALE/Breakout-v5" in text
     assert "pip install -r requirements.txt && python -m pytest" in text
     assert "python -m pytest" in (REPO / ".ci/run").read_text()
-    names = {re.split(r"[<>=]", line)[0] for line in (REPO / "requirements.txt").read_text().split()}
-    assert names == {"torch", "gymnasium", "ale-py", "numpy", "opencv-python", "tyro", "tensorboard",
-                     "pytest"}
+    names = {
+        re.split(r"[<>=]", line)[0] for line in (REPO / "requirements.txt").read_text().split()
+    }
+    assert names == {
+        "torch",
+        "gymnasium",
+        "ale-py",
+        "numpy",
+        "opencv-python",
+        "tyro",
+        "tensorboard",
+        "pytest",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +94,33 @@ TINY = ["--total-timesteps", "64", "--num-envs", "4", "--device", "cpu"]
 
 
 def run(directory, words):
-    done = subprocess.run([sys.executable, str(REPO / words[0]), *words[1:]], cwd=directory,
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(REPO / words[0]), *words[1:]],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_commands_run(directory, command):
     """The README's commands, made short: few steps, one episode, a run that is there."""
-    for name, value in (("{1}", "Breakout"), ("{2}", "1"), ("$seed", "2"), ("$SLURM_ARRAY_TASK_ID", "3")):
+    for name, value in (
+        ("{1}", "Breakout"),
+        ("{2}", "1"),
+        ("$seed", "2"),
+        ("$SLURM_ARRAY_TASK_ID", "3"),
+    ):
         command = command.replace(name, value)
     runs = sorted(path.parent for path in directory.glob("runs/*/model_64.pt"))
     command = command.replace("runs/<run>", str(runs[0])).replace("model_<step>", "model_64")
-    words = [str(found) for word in shlex.split(command)
-             for found in (sorted(Path(word).parent.glob(Path(word).name)) if "*" in word else [word])]
+    words = [
+        str(found)
+        for word in shlex.split(command)
+        for found in (sorted(Path(word).parent.glob(Path(word).name)) if "*" in word else [word])
+    ]
     if words[0] == "dqn_atari.py":
         words += TINY[2:] + ["--total-timesteps", "96" if "--resume" in words else "64"]
     else:
@@ -106,6 +129,15 @@ def test_commands_run(directory, command):
 
 
 def test_names_that_others_rely_on():
-    for name in ("Args", "make_env", "make_vec_env", "ReplayBuffer", "QNetwork", "linear_schedule",
-                 "select_actions", "td_loss", "train"):
+    for name in (
+        "Args",
+        "make_env",
+        "make_vec_env",
+        "ReplayBuffer",
+        "QNetwork",
+        "linear_schedule",
+        "select_actions",
+        "td_loss",
+        "train",
+    ):
         assert hasattr(dqn_atari, name)

@@ -49,10 +49,14 @@ class Oracle:
         self.begin(np.ones(n, bool) if restart else was_over)
         self.over = np.zeros(n, bool) if restart else ends
         real = ~was_over & (not restart)
-        self.slots.append([
-            (tuple(obs[i]), actions[i], rewards[i], tuple(self.stacks[i]), terminations[i])
-            if real[i] else None for i in range(n)
-        ])
+        self.slots.append(
+            [
+                (tuple(obs[i]), actions[i], rewards[i], tuple(self.stacks[i]), terminations[i])
+                if real[i]
+                else None
+                for i in range(n)
+            ]
+        )
 
     def transitions(self):
         """What may be sampled: not the newest slot; in a full ring not the three oldest."""
@@ -66,11 +70,15 @@ def read(batch):
     for frames in (batch.obs, batch.next_obs):
         assert frames.shape[1:] == (4, 84, 84) and frames.dtype == torch.uint8
         assert (frames == frames[:, :, :1, :1]).all()
-    return list(zip(
-        map(tuple, batch.obs[:, :, 0, 0].tolist()), batch.actions.tolist(),
-        batch.rewards.tolist(), map(tuple, batch.next_obs[:, :, 0, 0].tolist()),
-        batch.terminations.tolist(),
-    ))
+    return list(
+        zip(
+            map(tuple, batch.obs[:, :, 0, 0].tolist()),
+            batch.actions.tolist(),
+            batch.rewards.tolist(),
+            map(tuple, batch.next_obs[:, :, 0, 0].tolist()),
+            batch.terminations.tolist(),
+        )
+    )
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])

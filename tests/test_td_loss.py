@@ -23,8 +23,13 @@ def batch(obs, actions, rewards, next_obs, terminations):
     def stack(numbers):
         return torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None].expand(-1, 4, 84, 84)
 
-    return Batch(stack(obs), torch.tensor(actions), torch.tensor(rewards), stack(next_obs),
-                 torch.tensor(terminations))
+    return Batch(
+        stack(obs),
+        torch.tensor(actions),
+        torch.tensor(rewards),
+        stack(next_obs),
+        torch.tensor(terminations),
+    )
 
 
 ONLINE = [[1.0, 2.0], [5.0, 4.0], [0.0, 0.5]]

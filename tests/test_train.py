@@ -22,8 +22,14 @@ from dqn_atari import Args, train
 
 REPO = Path(__file__).parent.parent
 TINY = Args(
-    total_timesteps=960, num_envs=8, buffer_size=640, learning_starts=160, exploration_steps=500,
-    target_network_frequency=200, checkpoint_frequency=320, device="cpu",
+    total_timesteps=960,
+    num_envs=8,
+    buffer_size=640,
+    learning_starts=160,
+    exploration_steps=500,
+    target_network_frequency=200,
+    checkpoint_frequency=320,
+    device="cpu",
 )
 
 
@@ -48,11 +54,20 @@ def scalars(run_dir):
 
 def test_a_small_pixel_game_is_learnt(monkeypatch):
     monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
-    run_dir = train(Args(
-        total_timesteps=12_000, num_envs=8, buffer_size=5_000, learning_starts=500, end_e=0.02,
-        exploration_steps=4_000, target_network_frequency=400, optimizer="adam",
-        learning_rate=5e-4, device="cpu",
-    ))
+    run_dir = train(
+        Args(
+            total_timesteps=12_000,
+            num_envs=8,
+            buffer_size=5_000,
+            learning_starts=500,
+            end_e=0.02,
+            exploration_steps=4_000,
+            target_network_frequency=400,
+            optimizer="adam",
+            learning_rate=5e-4,
+            device="cpu",
+        )
+    )
     returns = [event.value for event in scalars(run_dir)["charts/episodic_return"]]
     assert set(returns) == {-3.0, 3.0}  # raw, not clipped
     assert np.mean(returns[:200]) < 0 < 2.0 < np.mean(returns[-200:])
@@ -62,17 +77,25 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
     """Updates, syncs, checkpoints and reports, each as often as the flags say."""
     calls = {"update": 0, "sync": 0}
     step, load = torch.optim.RMSprop.step, dqn_atari.QNetwork.load_state_dict
-    monkeypatch.setattr(torch.optim.RMSprop, "step",
-                        lambda *a, **kw: (calls.update(update=calls["update"] + 1), step(*a, **kw)))
-    monkeypatch.setattr(dqn_atari.QNetwork, "load_state_dict",
-                        lambda *a, **kw: (calls.update(sync=calls["sync"] + 1), load(*a, **kw)))
+    monkeypatch.setattr(
+        torch.optim.RMSprop,
+        "step",
+        lambda *a, **kw: (calls.update(update=calls["update"] + 1), step(*a, **kw)),
+    )
+    monkeypatch.setattr(
+        dqn_atari.QNetwork,
+        "load_state_dict",
+        lambda *a, **kw: (calls.update(sync=calls["sync"] + 1), load(*a, **kw)),
+    )
     run_dir = train(TINY)
     # At step 168 there are 160 transitions with a next frame; the last to learn is at step 952.
     assert calls == {"update": (952 - 160) // 4, "sync": 960 // 200}
     names = sorted(path.name for path in run_dir.iterdir() if path.suffix == ".pt")
     assert names == ["latest.pt", "model_320.pt", "model_640.pt", "model_960.pt"]
     assert not list(run_dir.glob("*.tmp"))
-    assert run_dir.parent == Path("runs") and run_dir.name.startswith("ALE-Breakout-v5__dqn_atari__1__")
+    assert run_dir.parent == Path("runs") and run_dir.name.startswith(
+        "ALE-Breakout-v5__dqn_atari__1__"
+    )
     saved = model(run_dir, 960)
     assert set(saved) == {"model", "args", "global_step"} and saved["global_step"] == 960
     assert saved["args"] == dataclasses.asdict(TINY)
@@ -100,8 +123,13 @@ class Scripted(gym.vector.VectorEnv):
     def step(self, actions):
         self.t += 1
         lives, reward, terminated, truncated = self.table[self.t]
-        return (self._obs(), np.array([reward]), np.array([terminated]), np.array([truncated]),
-                {"lives": np.array([lives])})
+        return (
+            self._obs(),
+            np.array([reward]),
+            np.array([terminated]),
+            np.array([truncated]),
+            {"lives": np.array([lives])},
+        )
 
     def _obs(self):
         return np.full((1, 4, 84, 84), self.t + 2, np.uint8)
@@ -140,11 +168,22 @@ def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_l
 
     monkeypatch.setattr(dqn_atari.ReplayBuffer, "add", spy)
     monkeypatch.setattr(dqn_atari, "make_vec_env", lambda args: Scripted([row[:4] for row in rows]))
-    monkeypatch.setattr(dqn_atari.QNetwork, "forward", lambda self, obs: torch.tensor([[1.0, 0.0, 0.0]]))
-    train(dataclasses.replace(
-        TINY, num_envs=1, total_timesteps=len(rows), learning_starts=15, exploration_steps=1,
-        start_e=0.0, end_e=0.0, buffer_size=64, terminal_on_life_loss=terminal_on_life_loss,
-    ))
+    monkeypatch.setattr(
+        dqn_atari.QNetwork, "forward", lambda self, obs: torch.tensor([[1.0, 0.0, 0.0]])
+    )
+    train(
+        dataclasses.replace(
+            TINY,
+            num_envs=1,
+            total_timesteps=len(rows),
+            learning_starts=15,
+            exploration_steps=1,
+            start_e=0.0,
+            end_e=0.0,
+            buffer_size=64,
+            terminal_on_life_loss=terminal_on_life_loss,
+        )
+    )
     assert stored == [row[4:] for row in rows]
 
 
@@ -154,9 +193,18 @@ def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch
         step = torch.optim.RMSprop.step
         with monkeypatch.context() as patch:
             patch.setattr(dqn_atari, "make_vec_env", make_catch)
-            patch.setattr(torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw)))
-            train(dataclasses.replace(TINY, num_envs=num_envs, total_timesteps=300,
-                                      learning_starts=30, exploration_steps=100))
+            patch.setattr(
+                torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
+            )
+            train(
+                dataclasses.replace(
+                    TINY,
+                    num_envs=num_envs,
+                    total_timesteps=300,
+                    learning_starts=30,
+                    exploration_steps=100,
+                )
+            )
         assert abs(len(count) - (300 - 30) / 4) <= num_envs
 
 
@@ -192,7 +240,9 @@ def test_a_finished_run_can_be_made_longer():
     args = dataclasses.replace(TINY, save_replay=True)
     run_dir = train(args)
     train(dataclasses.replace(args, resume=str(run_dir), total_timesteps=1280))
-    assert same(model(run_dir, 1280), model(train(dataclasses.replace(args, total_timesteps=1280)), 1280))
+    assert same(
+        model(run_dir, 1280), model(train(dataclasses.replace(args, total_timesteps=1280)), 1280)
+    )
 
 
 def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
@@ -209,10 +259,13 @@ def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
 def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, capsys):
     part = train(dataclasses.replace(TINY, total_timesteps=640))
     count, step = [], torch.optim.RMSprop.step
-    monkeypatch.setattr(torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw)))
+    monkeypatch.setattr(
+        torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
+    )
     epsilons, schedule = [], dqn_atari.linear_schedule
-    monkeypatch.setattr(dqn_atari, "linear_schedule",
-                        lambda *a: epsilons.append(schedule(*a)) or epsilons[-1])
+    monkeypatch.setattr(
+        dqn_atari, "linear_schedule", lambda *a: epsilons.append(schedule(*a)) or epsilons[-1]
+    )
     train(dataclasses.replace(TINY, resume=str(part), learning_rate=1e-5))
     assert "160 steps to refill it" in capsys.readouterr().out
     assert len(count) == (952 - 640 - 160) // 4
@@ -236,20 +289,28 @@ def test_checkpoints_restart_the_games_only_where_the_replay_is_saved(monkeypatc
 
         with monkeypatch.context() as patch:
             patch.setattr(dqn_atari, "make_vec_env", make)
-            train(dataclasses.replace(TINY, save_replay=save_replay, exp_name=f"replay{save_replay}"))
+            train(
+                dataclasses.replace(TINY, save_replay=save_replay, exp_name=f"replay{save_replay}")
+            )
         assert len(seeds) == len(set(seeds)) == resets
 
 
 def launch(*flags):
     return subprocess.Popen(
         [sys.executable, str(REPO / "dqn_atari.py"), "--device", "cpu", *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
 def flags_of(args):
     changed = {name: value for name, value in vars(args).items() if value != getattr(Args(), name)}
-    return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        word
+        for name, value in changed.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def wait_for(pattern, process):
@@ -306,7 +367,9 @@ def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
 
         def spy_step(actions):
             obs, rewards, terminations, truncations, infos = step(actions)
-            shown.append((obs.copy(), actions, rewards, infos["lives"].copy(), terminations | truncations))
+            shown.append(
+                (obs.copy(), actions, rewards, infos["lives"].copy(), terminations | truncations)
+            )
             return obs, rewards, terminations, truncations, infos
 
         envs.reset, envs.step = spy_reset, spy_step
@@ -319,8 +382,16 @@ def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
     init = dqn_atari.ReplayBuffer.__init__
     monkeypatch.setattr(dqn_atari, "make_vec_env", make)
     monkeypatch.setattr(dqn_atari.ReplayBuffer, "__init__", spy_init)
-    train(dataclasses.replace(TINY, num_envs=4, total_timesteps=2400, learning_starts=2390,
-                              buffer_size=2600, checkpoint_frequency=10**6))
+    train(
+        dataclasses.replace(
+            TINY,
+            num_envs=4,
+            total_timesteps=2400,
+            learning_starts=2390,
+            buffer_size=2600,
+            checkpoint_frequency=10**6,
+        )
+    )
     (buffer,), slots = buffers, len(shown) - 1
     rows = torch.arange(4 * (slots - 1))
     monkeypatch.setattr(torch, "randint", lambda *a, **kw: rows[:, None].expand(-1, 16))

@@ -45,19 +45,39 @@ def play(levels, length, steps, max_episode_frames=1000):
     "levels, length, max_frames, expected",
     [
         # The maximum of the last two of four frames, whichever is brighter; rewards summed.
-        ([0, 9, 9, 1, 2, 9, 9, 6, 5], 99, 1000,
-         [(0, 0, False, False), (2, 10, False, False), (6, 26, False, False)]),
+        (
+            [0, 9, 9, 1, 2, 9, 9, 6, 5],
+            99,
+            1000,
+            [(0, 0, False, False), (2, 10, False, False), (6, 26, False, False)],
+        ),
         # An ending in the first of the four frames leaves the picture of the step before.
-        ([0, 9, 9, 1, 2, 7, 7, 7, 7], 5, 1000,
-         [(0, 0, False, False), (2, 10, False, False), (2, 5, True, False)]),
+        (
+            [0, 9, 9, 1, 2, 7, 7, 7, 7],
+            5,
+            1000,
+            [(0, 0, False, False), (2, 10, False, False), (2, 5, True, False)],
+        ),
         # An ending in the last of the four: the third was kept already.
-        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 8, 1000,
-         [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)]),
+        (
+            [0, 9, 9, 1, 2, 7, 7, 6, 7],
+            8,
+            1000,
+            [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)],
+        ),
         # The frame limit truncates, and an ending on the same frame is an ending.
-        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 99, 8,
-         [(0, 0, False, False), (2, 10, False, False), (6, 26, False, True)]),
-        ([0, 9, 9, 1, 2, 7, 7, 6, 7], 8, 8,
-         [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)]),
+        (
+            [0, 9, 9, 1, 2, 7, 7, 6, 7],
+            99,
+            8,
+            [(0, 0, False, False), (2, 10, False, False), (6, 26, False, True)],
+        ),
+        (
+            [0, 9, 9, 1, 2, 7, 7, 6, 7],
+            8,
+            8,
+            [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)],
+        ),
     ],
 )
 def test_skip_max_and_endings(levels, length, max_frames, expected):
@@ -117,8 +137,12 @@ def test_equal_to_ales_vector_environment(game, steps, max_episode_frames, monke
     args = Args(env_id=f"ALE/{game}-v5", num_envs=2, repeat_action_probability=0.0)
     envs = make_vec_env(args)
     singles = [
-        make_env(args.env_id, repeat_action_probability=0.0, noop_max=0,
-                 max_episode_frames=max_episode_frames)
+        make_env(
+            args.env_id,
+            repeat_action_probability=0.0,
+            noop_max=0,
+            max_episode_frames=max_episode_frames,
+        )
         for _ in range(2)
     ]
     obs, infos = envs.reset(seed=7)
