@@ -311,7 +311,7 @@ def load_checkpoint(path: Path | str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return checkpoint | {"args": Args(**checkpoint["args"])}
     except Exception as error:  # torch.load has a dozen ways to say it
-        refuse(f"{path}: missing, cut short or no checkpoint of ours ({type(error).__name__})")
+        refuse(f"{path}: not a whole checkpoint of ours, {type(error).__name__} (--resume: run directory)")
 
 
 def train(args: Args, signals=()) -> Path:

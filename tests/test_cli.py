@@ -68,7 +68,7 @@ def refused(result, *words):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         ("--device toaster", ["--device", "toaster", "cpu"]),
-        ("--resume nowhere", ["nowhere/latest.pt"]),
+        ("--resume nowhere", ["--resume", "nowhere/latest.pt", "FileNotFoundError"]),
     ],
 )
 def test_bad_training_input(tmp_path, flags, words):
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_action_set(tmp_path, trained):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["nothing.pt"], ["nothing.pt", "missing"]),
+        (["nothing.pt"], ["nothing.pt", "FileNotFoundError"]),
         ([], ["CHECKPOINT"]),
         (["MODEL", "--episodes", "0"], ["--episodes", "at least 1"]),
         (["MODEL", "--epsilon", "2"], ["--epsilon", "0 to 1"]),
