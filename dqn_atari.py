@@ -60,7 +60,7 @@ class Args:
     gamma: float = 0.99  # discount factor per step
     target_network_frequency: int = 10_000  # steps between syncs (Nature: 10,000 gradient steps)
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
-    learning_rate: float = 2.5e-4  # of the optimizer; 6.25e-5 is usual for adam
+    learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
     exploration_steps: int = 1_000_000  # steps in which epsilon falls from start_e to end_e
@@ -311,7 +311,7 @@ def load_checkpoint(path: Path | str) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return checkpoint | {"args": Args(**checkpoint["args"])}
     except Exception as error:  # torch.load has a dozen ways to say it
-        refuse(f"{path}: not a whole checkpoint of ours, {type(error).__name__} (--resume: run directory)")
+        refuse(f"{path}: no whole checkpoint, {type(error).__name__} (--resume: a run directory)")
 
 
 def train(args: Args, signals=()) -> Path:
@@ -333,7 +333,7 @@ def train(args: Args, signals=()) -> Path:
     target_network = copy.deepcopy(q_network)
     weights, lr = q_network.parameters(), args.learning_rate
     if args.optimizer == "adam":
-        optimizer = torch.optim.Adam(weights, lr, eps=1.5e-4, fused=True)
+        optimizer = torch.optim.Adam(weights, lr, fused=True)  # fused: in one pass over memory
     else:
         # Nature: divides sums over the batch by sqrt(v + 0.01), v centred. Here means are divided
         # by sqrt(v) + 0.1 / batch_size, v not centred: rounding can make a centred v negative.
