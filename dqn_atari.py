@@ -79,7 +79,7 @@ class AtariPreprocessing(gym.Wrapper):
 
     def reset(self, *, seed=None, options=None):
         frame, info = self.env.reset(seed=seed, options=options)
-        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # Nature: up to 30
+        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # 0 to 29; Nature: to 30
             frame, _, terminated, truncated, info = self.env.step(0)
             if terminated or truncated:
                 frame, info = self.env.reset(options=options)
@@ -101,13 +101,13 @@ class AtariPreprocessing(gym.Wrapper):
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
-        self.frames[-1] = np.maximum(*self.frames)  # kept, as in ALE: shown if the game ends next
+        self.frames[-1] = np.maximum(*self.frames)  # as in ALE: a game's ending shows it again
         return cv2.resize(self.frames[-1], (84, 84), interpolation=cv2.INTER_AREA)
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, to play, film or copy: observations uint8 (4, 84, 84), raw rewards."""
+    """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards."""
     # ALE/*-v5 skips frames by itself, and has a frame limit: 1 and 0 leave both to the wrapper.
     env = gym.make(env_id, frameskip=1, max_num_frames_per_episode=0, obs_type="grayscale",
                    repeat_action_probability=repeat_action_probability, render_mode=render_mode)
@@ -220,14 +220,14 @@ def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> floa
 
 
 def find_fire(envs: gym.vector.VectorEnv) -> int | None:
-    """The action FIRE, None in a game without it, or in a stand-in for ALE's environment."""
-    actions = envs.unwrapped.ale.get_action_set() if hasattr(envs.unwrapped, "ale") else []
+    """The action FIRE, None in a game without it."""
+    actions = envs.unwrapped.ale.get_action_set()
     return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
 
 
 def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) from q_values (N, A), but FIRE in the first two steps of a life,
-    which steps_in_life (N,) counts. Nature: no such rule. Breakout waits for FIRE, forever if need
+    """Epsilon-greedy actions (N,) from q_values (N, A), but FIRE where a life is less than two
+    steps old, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE, forever if need
     be, and a sticky action may swallow one of the two."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
@@ -265,11 +265,11 @@ def devices() -> dict[str, int]:
     return {"cpu": host} | mps | cuda
 
 
-def check(args: Args, device: str, saved: dict | None) -> None:
+def check(args: Args, learning_starts: int, device: str, saved: dict | None) -> None:
     """Refuse options that cannot work, here or with the checkpoint that is to be resumed."""
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    least = max(args.batch_size, args.learning_starts + 5 * args.num_envs)  # see len(ReplayBuffer)
+    least = max(args.batch_size, learning_starts + 5 * args.num_envs)  # __len__, and rounding
     here = devices()
     counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
               "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
@@ -278,7 +278,8 @@ def check(args: Args, device: str, saved: dict | None) -> None:
     rules += [(name, 0 <= getattr(args, name) <= 1, "must be from 0 to 1") for name in shares]
     rules += [
         ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
-        ("seed", args.seed >= 0, "must not be negative"),
+        ("seed", 0 <= args.seed < 2**32, "must be from 0 to 2**32 - 1"),
+        ("checkpoint_frequency", args.checkpoint_frequency > args.num_envs, "not above num_envs"),
         ("device", device in here, f"not available; there is {', '.join(here)}"),
         ("buffer_size", args.buffer_size >= least,
          f"--batch-size and --learning-starts need at least {least}"),
@@ -318,13 +319,12 @@ def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` has something in it; return the run directory."""
     device = [*devices()][-1] if args.device == "auto" else args.device
     saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
-    check(args, device, saved)
     total, num_envs = args.total_timesteps, args.num_envs
     learning_starts, exploration_steps = args.learning_starts, args.exploration_steps
     if learning_starts >= total or exploration_steps > total:  # no room to learn in
         learning_starts = min(learning_starts, total // 10 or 1)
         exploration_steps = min(exploration_steps, total // 2 or 1)
-        print(f"short run: {learning_starts=} {exploration_steps=}")
+    check(args, learning_starts, device, saved)
 
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
@@ -335,8 +335,8 @@ def train(args: Args, signals=()) -> Path:
     if args.optimizer == "adam":
         optimizer = torch.optim.Adam(weights, lr, fused=True)  # fused: in one pass over memory
     else:
-        # Nature: divides sums over the batch by sqrt(v + 0.01), v centred. Here means are divided
-        # by sqrt(v) + 0.1 / batch_size, v not centred: rounding can make a centred v negative.
+        # Nature: gradients summed over the batch, over sqrt(v + 0.01), v centred. Here their means,
+        # hence 0.1 / batch_size for sqrt(0.01); v not centred: rounding can make that negative.
         optimizer = torch.optim.RMSprop(weights, lr, alpha=0.95, eps=0.1 / args.batch_size)
     buffer = ReplayBuffer(min(args.buffer_size, total + num_envs), num_envs, device)
     step = saved["global_step"] if saved else 0
@@ -345,7 +345,7 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target_network"])
-        groups = optimizer.state_dict()["param_groups"]  # of this run: its flags may be others
+        groups = optimizer.state_dict()["param_groups"]  # with the learning rate of this run
         optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
@@ -353,7 +353,7 @@ def train(args: Args, signals=()) -> Path:
             print(f"no saved replay: {learning_starts} steps to refill it, then learning")
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    print(f"{run_dir}: {args.env_id} on {device}")
+    print(f"{run_dir}: {args.env_id} on {device}, {learning_starts=}, {exploration_steps=}")
 
     def due(every: int) -> int:
         """How many multiples of `every` the last vector step reached: in (step - N, step]."""
@@ -364,12 +364,12 @@ def train(args: Args, signals=()) -> Path:
         seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
         torch.manual_seed(seed)
         obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32
-        begins, steps_in_life = np.ones(num_envs, dtype=bool), np.zeros(num_envs, dtype=int)
-        return np.random.default_rng(seed), obs, infos["lives"], begins, ~begins, steps_in_life
+        starts, steps_in_life = np.ones(num_envs, dtype=bool), np.zeros(num_envs, dtype=int)
+        return np.random.default_rng(seed), obs, infos["lives"], starts, ~starts, steps_in_life
 
-    rng, obs, lives, begins, over, steps_in_life = restart()
+    rng, obs, lives, starts, over, steps_in_life = restart()
     returns, episodes, loss, finished = deque(maxlen=100), 0, None, False
-    last_step, last_time = step, time.time()
+    last_step, last_time = step, time.monotonic()
     while not finished:
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, step)
@@ -386,16 +386,16 @@ def train(args: Args, signals=()) -> Path:
             loss.backward()
             optimizer.step()
 
-        # step: a game that was over ignores its action, and begins anew
+        # step: where obs is a game's last (over), the action is ignored and next_obs starts a game
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         life_lost = (infos["lives"] < lives) & ~over
         step += num_envs
 
-        # store: the last frame of a game that was over, too, which sample() knows for what it is
+        # store: a row for a game's last frame, too, which sample() leaves out
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
-        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, begins)
+        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, starts)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
-        obs, lives, begins, over = next_obs, infos["lives"], over, terminations | truncations
+        obs, lives, starts, over = next_obs, infos["lives"], over, terminations | truncations
 
         # sync
         if due(args.target_network_frequency):
@@ -409,8 +409,8 @@ def train(args: Args, signals=()) -> Path:
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
         if due(10_000) or finished:
-            sps = (step - last_step) / (time.time() - last_time)
-            last_step, last_time = step, time.time()
+            sps = (step - last_step) / (time.monotonic() - last_time)
+            last_step, last_time = step, time.monotonic()
             writer.add_scalar("charts/SPS", sps, step)
             writer.add_scalar("charts/epsilon", epsilon, step)
             if loss is not None:
@@ -430,7 +430,7 @@ def train(args: Args, signals=()) -> Path:
                            "replay": buffer.state_dict() if args.save_replay else None}
             save_checkpoint(checkpoint, run_dir / "latest.pt")
             if args.save_replay and not finished:
-                rng, obs, lives, begins, over, steps_in_life = restart()
+                rng, obs, lives, starts, over, steps_in_life = restart()
 
     envs.close()
     writer.close()

@@ -5,12 +5,15 @@ the game ends: +3 for the ball caught, -3 for a ball missed (so that clipping sh
 policy catches about one in three. The stack, the endings and the infos are those of ALE's environment.
 """
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 
 
 class Catch(gym.vector.VectorEnv):
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    ale = SimpleNamespace(get_action_set=lambda: [])  # no FIRE
 
     def __init__(self, num_envs):
         self.num_envs = num_envs

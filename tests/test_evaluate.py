@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import cv2
 import gymnasium as gym
@@ -78,6 +79,7 @@ class Lives(gym.vector.VectorEnv):
     """Game i has 3 lives of i + 1 steps each, and a point at the end of each life."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    ale = SimpleNamespace(get_action_set=lambda: [])  # no FIRE
 
     def __init__(self, num_envs):
         self.num_envs, self.single_action_space = num_envs, gym.spaces.Discrete(2)

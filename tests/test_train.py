@@ -106,6 +106,18 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
     assert "step 960 (100.0%)" in capsys.readouterr().out
 
 
+def test_a_run_too_short_for_the_defaults_learns_all_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    run_dir = train(Args(total_timesteps=400, buffer_size=400, device="cpu"))
+    assert "learning_starts=40, exploration_steps=200\n" in capsys.readouterr().out
+    tags = scalars(run_dir)
+    assert tags["losses/td_loss"][-1].step == 400
+    assert tags["charts/epsilon"][-1].value == pytest.approx(0.1)
+    assert model(run_dir, 400)["args"] == dataclasses.asdict(
+        Args(total_timesteps=400, buffer_size=400, device="cpu")
+    )
+
+
 class Scripted(gym.vector.VectorEnv):
     """One game after a table; has FIRE, as ALE's environment would say it."""
 
