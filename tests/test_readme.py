@@ -1,12 +1,14 @@
 """Every command and every flag of the README exists, and the commands run."""
 
 import dataclasses
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dqn_atari
@@ -58,6 +60,34 @@ def test_files_that_are_mentioned_exist():
         assert (REPO / name).exists(), name
     for name in set(re.findall(r"`(test_\w+\.py)`", README)):
         assert (REPO / "tests" / name).exists()
+
+
+def test_the_scores_are_those_of_the_evaluations():
+    """Per agent in results/ and epsilon a row of the table; the weights are those that played."""
+    section = README.split("## Results")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
+    evaluations = sorted((REPO / "results").glob("*/evaluation.json"))
+    assert evaluations
+    for path in evaluations:
+        checkpoint = dqn_atari.load_checkpoint(path.parent / "model.pt")
+        results = json.loads(path.read_text())
+        assert {result["epsilon"] for result in results} == {0, 0.05}
+        for result in results:
+            scores = [game["return"] for game in result["games"]]
+            assert checkpoint["global_step"] == result["global_step"] and len(scores) == 100
+            assert [
+                result["env_id"],
+                f"{result['repeat_action_probability']:g}",
+                f"{result['global_step']:,}",
+                str(checkpoint["args"].seed),
+                f"{result['epsilon']:g}",
+                str(len(scores)),
+                f"{np.mean(scores):.1f} ± {np.std(scores):.1f}",
+                f"{np.median(scores):g}",
+                f"{max(scores):g}",
+                str(sum(game["capped"] for game in result["games"])),
+                f"{result['human_normalised']:.0%}",
+            ] in [row[:11] for row in rows]
 
 
 def test_install_commands_are_those_of_the_repository():
