@@ -279,7 +279,7 @@ def check(args: Args, learning_starts: int, device: str, saved: dict | None) -> 
     rules += [
         ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
         ("seed", 0 <= args.seed < 2**32, "must be from 0 to 2**32 - 1"),
-        ("checkpoint_frequency", args.checkpoint_frequency > args.num_envs, "not above num_envs"),
+        ("checkpoint_frequency", args.checkpoint_frequency > args.num_envs, "needs > --num-envs"),
         ("device", device in here, f"not available; there is {', '.join(here)}"),
         ("buffer_size", args.buffer_size >= least,
          f"--batch-size and --learning-starts need at least {least}"),

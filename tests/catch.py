@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 
+NO_FIRE = SimpleNamespace(get_action_set=lambda: [])  # for ALE in a stand-in for its environment
+
 
 class Catch(gym.vector.VectorEnv):
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
-    ale = SimpleNamespace(get_action_set=lambda: [])  # no FIRE
+    ale = NO_FIRE
 
     def __init__(self, num_envs):
         self.num_envs = num_envs

@@ -59,7 +59,7 @@ def refused(result, *words):
         ("--gamma nan", ["--gamma", "nan", "0 to 1"]),
         ("--seed -3", ["--seed", "-3"]),
         ("--seed 18446744073709551616", ["--seed", "2**32 - 1"]),
-        ("--checkpoint-frequency 16", ["--checkpoint-frequency", "16", "num_envs"]),
+        ("--checkpoint-frequency 16", ["--checkpoint-frequency", "16", "--num-envs"]),
         ("--total-timesteps 10000 --buffer-size 1079", ["--buffer-size", "1079", "1080"]),
         (
             "--buffer-size 900000000000 --total-timesteps 900000000000",

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from catch import make_catch
+from catch import NO_FIRE, make_catch
 
 import evaluate
 from dqn_atari import Args, QNetwork
@@ -79,7 +78,7 @@ class Lives(gym.vector.VectorEnv):
     """Game i has 3 lives of i + 1 steps each, and a point at the end of each life."""
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
-    ale = SimpleNamespace(get_action_set=lambda: [])  # no FIRE
+    ale = NO_FIRE
 
     def __init__(self, num_envs):
         self.num_envs, self.single_action_space = num_envs, gym.spaces.Discrete(2)

@@ -114,8 +114,7 @@ def test_install_commands_are_those_of_the_repository():
 def directory(tmp_path_factory):
     """A directory with a run in it that left two models, and the results of the repository."""
     directory = tmp_path_factory.mktemp("readme")
-    if (REPO / "results").exists():
-        (directory / "results").symlink_to(REPO / "results")
+    (directory / "results").symlink_to(REPO / "results")
     run(directory, ["dqn_atari.py", "--checkpoint-frequency", "32", *TINY])
     return directory
 

@@ -108,14 +108,13 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
 
 def test_a_run_too_short_for_the_defaults_learns_all_the_same(monkeypatch, capsys):
     monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
-    run_dir = train(Args(total_timesteps=400, buffer_size=400, device="cpu"))
+    args = Args(total_timesteps=400, buffer_size=400, device="cpu")
+    run_dir = train(args)
     assert "learning_starts=40, exploration_steps=200\n" in capsys.readouterr().out
     tags = scalars(run_dir)
     assert tags["losses/td_loss"][-1].step == 400
     assert tags["charts/epsilon"][-1].value == pytest.approx(0.1)
-    assert model(run_dir, 400)["args"] == dataclasses.asdict(
-        Args(total_timesteps=400, buffer_size=400, device="cpu")
-    )
+    assert model(run_dir, 400)["args"] == dataclasses.asdict(args)
 
 
 class Scripted(gym.vector.VectorEnv):
