@@ -1,5 +1,7 @@
 """The ring of frames against a naive list that keeps every transition whole."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ class Oracle:
         """Show every game its next frame; those that are starting have zeros before it."""
         self.stacks = np.where(starting[:, None], 0, np.roll(self.stacks, -1, axis=1))
         self.stacks[:, -1] = self.frame_numbers()
-        self.starts, self.over = starting, np.zeros_like(starting)
+        self.over = np.zeros_like(starting)
 
     def step(self, restart=False):
         n = self.buffer.num_envs
@@ -43,9 +45,11 @@ class Oracle:
         ends = (self.rng.random(n) < 1 / self.mean_length) & ~was_over
         terminations = ends & (self.rng.random(n) < 0.5)  # the other ends are truncations
         rewards[was_over] = 0
-        obs, starts = self.stacks.copy(), self.starts
+        obs = self.stacks.copy()
         frames = np.repeat(obs[:, -1], 84 * 84).reshape(n, 84, 84).astype(np.uint8)
-        self.buffer.add(frames, actions, rewards, terminations, starts)
+        self.buffer.add(frames, actions, rewards, terminations, was_over)
+        if restart:
+            self.buffer.end_games()
         self.begin(np.ones(n, bool) if restart else was_over)
         self.over = np.zeros(n, bool) if restart else ends
         real = ~was_over & (not restart)
@@ -59,9 +63,9 @@ class Oracle:
         )
 
     def transitions(self):
-        """What may be sampled: not the newest slot; in a full ring not the three oldest."""
-        kept = self.slots[-self.buffer.slots :]
-        kept = kept[3:-1] if self.buffer.size == self.buffer.slots else kept[:-1]
+        """What may be sampled: not the newest slot, nor those that a full ring has overwritten or
+        will overwrite next, nor the three whose stacks would reach there."""
+        kept = self.slots[-(self.buffer.slots - 3) : -1]
         return [t for slot in kept for t in slot if t is not None]
 
 
@@ -100,8 +104,8 @@ def test_samples_are_exactly_the_oracles_transitions(num_envs, steps):
 def test_an_ending_leads_to_its_true_last_frame(terminated):
     """Frames 1, 2, 3 are a game that ends with 3, frames 4 and 5 the next one."""
     buffer = ReplayBuffer(10, 1)
-    for frame, ends, starts in [(1, 0, 1), (2, terminated, 0), (3, 0, 0), (4, 0, 1), (5, 0, 0)]:
-        buffer.add(np.full((1, 84, 84), frame, np.uint8), [0], [0.0], [bool(ends)], [bool(starts)])
+    for frame, ends, over in [(1, 0, 0), (2, terminated, 0), (3, 0, 1), (4, 0, 0), (5, 0, 0)]:
+        buffer.add(np.full((1, 84, 84), frame, np.uint8), [0], [0.0], [bool(ends)], [bool(over)])
     assert set(read(buffer.sample(500))) == {
         ((0, 0, 0, 1), 0, 0.0, (0, 0, 1, 2), False),
         ((0, 0, 1, 2), 0, 0.0, (0, 1, 2, 3), terminated),
@@ -137,7 +141,8 @@ def test_sampling_is_uniform():
 
 def test_bytes_of_a_transition():
     buffer = ReplayBuffer(1600, 16)
-    assert sum(ring.nbytes for ring in buffer.rings) == 1600 * 7063
+    rings = [ring for ring in vars(buffer).values() if isinstance(ring, torch.Tensor)]
+    assert sum(ring.nbytes for ring in rings) == 1600 * 7063
     assert buffer.frames.shape == (100, 16, 84, 84)
 
 
@@ -146,8 +151,25 @@ def test_sampling_nothing_is_an_error():
     for _ in range(2):
         with pytest.raises(RuntimeError):
             buffer.sample(4)
-        buffer.add(np.zeros((2, 84, 84), np.uint8), [0, 0], [0.0, 0.0], [False] * 2, [True] * 2)
+        buffer.add(np.zeros((2, 84, 84), np.uint8), [0, 0], [0.0, 0.0], [False] * 2, [False] * 2)
     assert len(buffer) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_a_batch_holds_no_ending_with_near_certainty(monkeypatch, batch_size):
+    """With a game ending in one of 50 rows, a batch is spoilt by fewer than one in 1e12."""
+    drawn, randint = [], torch.randint
+    monkeypatch.setattr(torch, "randint", lambda *a, **kw: drawn.append(a[1]) or randint(*a, **kw))
+    oracle = Oracle(400, 1, seed=0)
+    for _ in range(100):
+        oracle.step()
+    oracle.buffer.sample(batch_size)
+    (draws,) = drawn[0]
+    spare = draws - batch_size
+    chance = sum(
+        math.comb(draws, k) * 0.02**k * 0.98 ** (draws - k) for k in range(spare + 1, draws + 1)
+    )
+    assert chance < 1e-12
 
 
 @pytest.mark.parametrize("steps", [10, 40, 55])
@@ -162,7 +184,7 @@ def test_state_can_be_loaded_into_a_ring_as_large_or_larger(steps):
     torch.manual_seed(0)
     for ours, theirs in zip(copy.sample(500), expected):
         assert torch.equal(ours, theirs)
-    if steps < 40:
+    if steps < 36:
         larger = ReplayBuffer(300, 3)
         larger.load_state_dict(oracle.buffer.state_dict())
         torch.manual_seed(0)

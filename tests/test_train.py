@@ -76,9 +76,9 @@ def test_a_small_pixel_game_is_learnt(monkeypatch):
 def test_a_run_reaches_every_branch(monkeypatch, capsys):
     """Updates, syncs, checkpoints and reports, each as often as the flags say."""
     calls = {"update": 0, "sync": 0}
-    step, load = torch.optim.RMSprop.step, dqn_atari.QNetwork.load_state_dict
+    step, load = torch.optim.Adam.step, dqn_atari.QNetwork.load_state_dict
     monkeypatch.setattr(
-        torch.optim.RMSprop,
+        torch.optim.Adam,
         "step",
         lambda *a, **kw: (calls.update(update=calls["update"] + 1), step(*a, **kw)),
     )
@@ -152,8 +152,8 @@ def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_l
     no, yes = False, True
     rows = [
         # What env.step gives: lives, reward, terminated, truncated.
-        #                     Then what is stored: reward, terminal, start of a game, FIRE pressed.
-        (3, 0, no, no, 0, no, yes, yes),
+        #                     Then what is stored: reward, terminal, game over, FIRE pressed.
+        (3, 0, no, no, 0, no, no, yes),
         (3, 7, no, no, 1, no, no, yes),
         (3, 0, no, no, 0, no, no, no),
         (2, -4, no, no, -1, terminal_on_life_loss, no, no),  # a life is lost
@@ -161,21 +161,21 @@ def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_l
         (2, 0, no, no, 0, no, no, yes),
         (1, 1, no, no, 1, terminal_on_life_loss, no, no),  # another
         (0, 2, yes, no, 1, yes, no, yes),  # and the last, with the game
-        (3, 0, no, no, 0, no, no, yes),  # the step after: no transition, a new game comes
-        (3, 0, no, no, 0, no, yes, yes),
+        (3, 0, no, no, 0, no, yes, yes),  # the step after: no transition, a new game comes
+        (3, 0, no, no, 0, no, no, yes),
         (3, 0, no, no, 0, no, no, yes),
         (3, 0, no, yes, 0, no, no, no),  # truncated, which bootstraps
-        (2, 0, no, no, 0, no, no, no),  # the new game has fewer lives: none was lost
-        (2, 0, no, no, 0, no, yes, yes),
+        (2, 0, no, no, 0, no, yes, no),  # the new game has fewer lives: none was lost
+        (2, 0, no, no, 0, no, no, yes),
         (2, 0, no, no, 0, no, no, yes),
         (2, 0, no, no, 0, no, no, no),
     ]
     stored, add = [], dqn_atari.ReplayBuffer.add
 
-    def spy(buffer, frames, actions, rewards, terminations, episode_starts):
-        stored.append((rewards[0], terminations[0], episode_starts[0], actions[0] == 2))
+    def spy(buffer, frames, actions, rewards, terminations, over):
+        stored.append((rewards[0], terminations[0], over[0], actions[0] == 2))
         assert (frames == len(stored)).all()  # the newest frame of what was acted on
-        add(buffer, frames, actions, rewards, terminations, episode_starts)
+        add(buffer, frames, actions, rewards, terminations, over)
 
     monkeypatch.setattr(dqn_atari.ReplayBuffer, "add", spy)
     monkeypatch.setattr(dqn_atari, "make_vec_env", lambda args: Scripted([row[:4] for row in rows]))
@@ -201,11 +201,11 @@ def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_l
 def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch):
     for num_envs in (1, 3, 10):
         count = []
-        step = torch.optim.RMSprop.step
+        step = torch.optim.Adam.step
         with monkeypatch.context() as patch:
             patch.setattr(dqn_atari, "make_vec_env", make_catch)
             patch.setattr(
-                torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
+                torch.optim.Adam, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
             )
             train(
                 dataclasses.replace(
@@ -269,9 +269,9 @@ def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
 
 def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, capsys):
     part = train(dataclasses.replace(TINY, total_timesteps=640))
-    count, step = [], torch.optim.RMSprop.step
+    count, step = [], torch.optim.Adam.step
     monkeypatch.setattr(
-        torch.optim.RMSprop, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
+        torch.optim.Adam, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
     )
     epsilons, schedule = [], dqn_atari.linear_schedule
     monkeypatch.setattr(
@@ -405,12 +405,12 @@ def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
     )
     (buffer,), slots = buffers, len(shown) - 1
     rows = torch.arange(4 * (slots - 1))
-    monkeypatch.setattr(torch, "randint", lambda *a, **kw: rows[:, None].expand(-1, 16))
+    draws = iter([slots - 2 - rows // 4, rows % 4])  # of ages, then of games
+    monkeypatch.setattr(torch, "randint", lambda *a, **kw: next(draws))
     batch, checked, ends = buffer.sample(len(rows)), 0, 0
-    for row in rows.tolist():
-        t, game = divmod(row, 4)
-        if shown[t][4][game]:  # the game was over there
-            continue
+    transitions = [divmod(row, 4) for row in rows.tolist()]
+    transitions = [(t, game) for t, game in transitions if not shown[t][4][game]]  # not over there
+    for row, (t, game) in enumerate(transitions):
         obs, actions, rewards, lives, over = shown[t + 1]
         assert (batch.obs[row].numpy() == shown[t][0][game]).all()
         assert (batch.next_obs[row].numpy() == obs[game]).all()
