@@ -1,16 +1,15 @@
+# SPDX-License-Identifier: MIT
 """DQN that plays Atari from pixels, in one file.
 
     python dqn_atari.py --env-id ALE/Breakout-v5     # train; --help lists every option
     python dqn_atari.py --resume runs/<run>          # go on where a run was stopped
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
-The algorithm is that of [Mnih 2015], "Human-level control through deep reinforcement learning"
-(doi:10.1038/nature14236); --double-q makes it Double DQN, [van Hasselt 2016] (arXiv:1509.06461).
-Differences from the former are marked `Nature:`, and listed in the README. A step is an agent step:
-one action in one game, 4 frames. N games are stepped at once, so a vector step is N steps.
-
-In reading order: Args; make_env and make_vec_env, what the network sees; ReplayBuffer; QNetwork;
-linear_schedule, select_actions, td_loss; bad input; checkpoints; train, the loop.
+The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
+--double-q that of [van Hasselt 2016], arXiv:1509.06461. A step is an agent step: one action in one
+game, 4 frames. N games are stepped at once: a vector step is N steps. In reading order: Args;
+make_env and make_vec_env, what the network sees; ReplayBuffer; QNetwork; linear_schedule,
+select_actions, td_loss; train, the loop; plumbing.
 """
 
 import copy
@@ -19,8 +18,9 @@ import difflib
 import os
 import signal
 import sys
+import threading
 import time
-from collections import deque, namedtuple
+from collections import namedtuple
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -42,7 +42,7 @@ class Args:
     # The run
     exp_name: str = "dqn_atari"  # name of the experiment, a part of the run directory's name
     seed: int = 1  # of the games, the exploration, the sampling and the initial weights
-    device: str = "auto"  # cpu, cuda, mps or auto: cuda, else mps, else cpu
+    device: str = "auto"  # cpu, cuda, mps, xpu or auto: the accelerator there is, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
@@ -58,7 +58,7 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between syncs (Nature: 10,000 gradient steps)
+    target_network_frequency: int = 10_000  # steps between syncs (so in Nature's own code)
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
     learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
@@ -67,70 +67,72 @@ class Args:
     double_q: bool = False  # the next action is the online network's choice, not the target's
 
 
-class AtariPreprocessing(gym.Wrapper):
-    """For one game what ALE's vector environment does in C++ (see make_vec_env), to the last pixel:
-    no-ops at the start, each action held for 4 frames, the maximum of the last two (the Atari draws
-    some sprites in every other frame only), 84 x 84 in grayscale."""
+class AtariPreprocessing(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """For one game, what ALE's vector environment does in C++ (make_vec_env), to the last pixel:
+    no-ops at the start, each action held for 4 frames, the brighter of the last two frames (some
+    sprites are drawn in every other frame only), grey, 84 x 84."""
 
-    def __init__(self, env: gym.Env, noop_max: int, max_episode_frames: int):
-        super().__init__(env)
-        self.noop_max, self.max_episode_frames = noop_max, max_episode_frames
+    def __init__(self, env: gym.Env, noop_max: int):
+        gym.utils.RecordConstructorArgs.__init__(self, noop_max=noop_max)
+        gym.Wrapper.__init__(self, env)
+        self.noop_max = noop_max
         self.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
 
     def reset(self, *, seed=None, options=None):
-        frame, info = self.env.reset(seed=seed, options=options)
+        _, info = self.env.reset(seed=seed, options=options)
+        ale = self.unwrapped.ale
         for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # 0 to 29; Nature: to 30
-            frame, _, terminated, truncated, info = self.env.step(0)
-            if terminated or truncated:
-                frame, info = self.env.reset(options=options)
-        self.elapsed_frames = 0
+            ale.act(ale_py.Action.NOOP)  # step(0) is FIRE in Backgammon
+            if ale.game_over():
+                ale.reset_game()
+        frame = ale.getScreenGrayscale()
         self.frames = [np.zeros_like(frame), frame]  # the last but one and the last
-        return self._observation(), info
+        return self._observation(), info | {"lives": ale.lives()}
 
     def step(self, action):
         total_reward = 0.0
         for i in range(4):
-            frame, reward, terminated, _, info = self.env.step(action)
+            frame, reward, terminated, truncated, info = self.env.step(action)
             total_reward += reward
-            self.elapsed_frames += 1
-            truncated = self.elapsed_frames >= self.max_episode_frames and not terminated
             if terminated or truncated:
-                break  # as in ALE, the frame on which a game ends is not shown
+                break  # the frame on which a game ends is never shown, as in ALE
             if i >= 2:
                 self.frames[i - 2] = frame
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
-        self.frames[-1] = np.maximum(*self.frames)  # as in ALE: a game's ending shows it again
-        return cv2.resize(self.frames[-1], (84, 84), interpolation=cv2.INTER_AREA)
+        # Kept: a step that ends at once shows the picture of the step before, as in ALE.
+        self.frames[1] = np.maximum(self.frames[0], self.frames[1])
+        return cv2.resize(self.frames[1], (84, 84), interpolation=cv2.INTER_AREA)
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
     """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards."""
-    # ALE/*-v5 skips frames by itself, and has a frame limit: 1 and 0 leave both to the wrapper.
-    env = gym.make(env_id, frameskip=1, max_num_frames_per_episode=0, obs_type="grayscale",
-                   repeat_action_probability=repeat_action_probability, render_mode=render_mode)
-    env = AtariPreprocessing(env, noop_max, max_episode_frames)
+    env = gym.make(
+        env_id, obs_type="grayscale", render_mode=render_mode,
+        frameskip=1,  # AtariPreprocessing skips; ALE/*-v5 would do it once more
+        repeat_action_probability=repeat_action_probability,
+        max_num_frames_per_episode=max_episode_frames,  # its no-ops count, too
+    )
+    env = AtariPreprocessing(env, noop_max)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def make_vec_env(args: Args) -> gym.vector.VectorEnv:
-    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards.
-
-    The step after a game ended ignores its action, and shows the next game's first observation.
-    """
+    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards. The
+    step after a game ended ignores its action, and shows the next game's first observation."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        noop_max=30, repeat_action_probability=args.repeat_action_probability,
-        frameskip=4, stack_num=4, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
+        autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, noop_max=30, frameskip=4, stack_num=4,
+        repeat_action_probability=args.repeat_action_probability,
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         reward_clipping=False,  # returns are reported raw; train() clips the rewards it stores
         episodic_life=False,  # it would start a new game at every lost life
         life_loss_info=False,  # train() reads infos["lives"]
         use_fire_reset=False,  # select_actions() presses FIRE
     )
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # of the last 100 games
 
 
 # obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
@@ -140,34 +142,29 @@ Batch = namedtuple("Batch", "obs actions rewards next_obs terminations")
 class ReplayBuffer:
     """A ring of single frames, which are stacked when they are sampled.
 
-    A slot holds one step of each of N games: the newest frame of the observation, the action taken
-    in it, what came of it, and whether the game was over there, so that no action counted. The next
-    frame is in the next slot. One game, its frames numbered, a game ending with frame 3:
+    A slot holds one step of each of N games: the newest frame of the observation, the action taken,
+    what came of it, and whether the game was over there, with that frame its last. The next slot
+    holds the next frame. A game of 3 frames, then another:
 
-        slot          0    1    2    3    4    5
-        frame         1    2    3    4    5    6
-        over          .    .    x    .    .    .       slot 2 is no transition: 4 is of another game
-        obs in 4: the stack of slots 1 to 4, blank up to the game's last frame: (0, 0, 4, 5)
+        slot    0  1  2  3  4       transitions: slots 0, 1, 3; not 2, since 4 doesn't follow 3
+        frame   1  2  3  4  5       obs in slot 4: (-, -, 4, 5), blank up to the last `over`
+        over          x
 
-    Storing each frame once takes 7.06 GB for 1,000,000 transitions (7,063 bytes each); stacks would
-    take 28.2 GB, and pairs of them 56.4 GB.
+    1,000,000 transitions take 7.06 GB; stored as stacks they would take 28.2 GB, as pairs 56.4 GB.
     """
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
-        self.slots = capacity // num_envs
-        self.num_envs = num_envs
-        shape = (self.slots, num_envs)
+        self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
         self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, dtype=torch.float32, device=device)
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.over = torch.ones(shape, dtype=torch.bool, device=device)
-        self.position = 0  # the slot to be written next
-        self.size = 0  # how many were written
+        self.position, self.size = 0, 0  # the slot to be written next; how many were written
 
     def __len__(self) -> int:
-        """How many steps can be drawn: not the newest, whose next frame is still to come, nor the
-        four oldest slots of the ring, the first of which is the one to be written next."""
+        """Steps to draw from: not the newest, whose next frame is to come, nor the 4 slots after it
+        in the ring: one will be written next, the others' stacks reach across it."""
         return max(0, min(self.size - 1, self.slots - 4)) * self.num_envs
 
     def add(self, frames, actions, rewards, terminations, over) -> None:
@@ -181,41 +178,32 @@ class ReplayBuffer:
         self.size = min(self.size + 1, self.slots)
 
     def end_games(self) -> None:
-        """All games begin anew in the slot to be written next."""
+        """Mark the newest slot: all games begin anew in the next one."""
         self.over[self.position - 1] = True
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
+        # Where a game was over there is no transition. Draw more steps than needed, sort those to
+        # the end (False before True) and keep the first B: no loop, and no waiting for a GPU.
         device = self.frames.device
-        # A game's last frame is no transition, but may be drawn. So draw more than are needed, sort
-        # the transitions to the front (False before True), keep the first: no loop, no waiting.
         draws = 2 * batch_size + 32
         age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
         slot = (self.position - 2 - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         kept = self.over[slot, game].argsort(stable=True)[:batch_size]
         slot, game = slot[kept], game[kept]  # (B,)
-
-        # The 4 frames of the observation and the next one, as rows of the frames laid end to end:
-        # index_select takes rows ten times as fast as frames[slots, games].
-        slots = (slot[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (B, 5)
-        rows = slots * self.num_envs + game[:, None]  # (B, 5)
-        frames = self.frames.flatten(0, 1).index_select(0, rows.flatten()).view(-1, 5, 84, 84)
-        for i in range(3):  # a game that was over at frame i: it and those before are not ours
-            frames[:, : i + 1] *= ~self.over[slots[:, i], game][:, None, None, None]
-        return Batch(
-            obs=frames[:, :4],
-            actions=self.actions[slot, game].long(),
-            rewards=self.rewards[slot, game],
-            next_obs=frames[:, 1:],
-            terminations=self.terminations[slot, game],
-        )
-
-    def state_dict(self) -> dict:
-        return vars(self)
+        # The observation's 4 frames and the next one, as rows of the frames laid end to end, since
+        # index_select is several times as fast as frames[window, game].
+        window = (slot[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (B, 5)
+        rows = window * self.num_envs + game[:, None]  # (B, 5)
+        stack = self.frames.flatten(0, 1).index_select(0, rows.flatten()).view(-1, 5, 84, 84)
+        for i in range(3):  # over at frame i: it and those before are an earlier game's
+            stack[:, : i + 1] *= ~self.over[window[:, i], game][:, None, None, None]
+        return Batch(stack[:, :4], self.actions[slot, game].long(), self.rewards[slot, game],
+                     stack[:, 1:], self.terminations[slot, game])
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what another ring of N games holds, oldest first."""
+        """Take over what vars() gave of another ring of N games, oldest first."""
         for i in range(state["position"] - state["size"], state["position"]):  # < 0: from the end
             self.add(state["frames"][i], state["actions"][i], state["rewards"][i],
                      state["terminations"][i], state["over"][i])
@@ -244,16 +232,15 @@ def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> floa
     return start_e + (end_e - start_e) * min(t / duration, 1.0)
 
 
-def find_fire(envs: gym.vector.VectorEnv) -> int | None:
-    """The action FIRE, None in a game without it."""
-    actions = envs.unwrapped.ale.get_action_set()
+def find_fire(actions: list) -> int | None:
+    """The place of FIRE among a game's actions, None where it has none."""
     return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
 
 
 def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) from q_values (N, A), but FIRE where a life is less than two
-    steps old, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE, forever if need
-    be, and a sticky action may swallow one of the two."""
+    """Epsilon-greedy actions (N,) from q_values (N, A), but `fire`, where a game has that action,
+    in the first two steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits
+    for FIRE, forever if need be, and a sticky action may swallow one of the two."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
@@ -262,147 +249,89 @@ def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
     """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
-    # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
-    # or, for the maximum, Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016]; Q⁻: target_network
     with torch.no_grad():
         next_q = target_network(batch.next_obs)  # (B, A)
-        next_actions = (q_network(batch.next_obs) if double_q else next_q).argmax(1)  # (B,)
-        next_value = next_q.gather(1, next_actions[:, None]).squeeze(1)  # (B,)
-        td_target = batch.rewards + gamma * (~batch.terminations) * next_value  # (B,)
+        # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
+        next_value = next_q.amax(1)  # (B,)
+        if double_q:
+            # y = r + γ (1 - terminated) Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016]
+            next_action = q_network(batch.next_obs).argmax(1, keepdim=True)  # (B, 1)
+            next_value = next_q.gather(1, next_action).squeeze(1)  # (B,)
+        td_target = batch.rewards + gamma * ~batch.terminations * next_value  # (B,)
     q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # (B,)
     # Huber's gradient is the error clipped to [-1, 1], as in the paper.
     return nn.functional.smooth_l1_loss(q_pred, td_target), q_pred
 
 
-def refuse(problem: str) -> NoReturn:
-    """Bad input: one line on stderr, exit code 2."""
-    print(f"error: {problem}", file=sys.stderr)
-    sys.exit(2)
-
-
-def devices() -> dict[str, int]:
-    """The devices there are, the best one last, and the bytes of memory to be had on each."""
-    host = sys.maxsize  # outside Linux: not known, so no limit
-    if sys.platform == "linux":
-        host = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    mps = {"mps": host} if torch.backends.mps.is_available() else {}
-    cuda = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
-    return {"cpu": host} | mps | cuda
-
-
-def check(args: Args, learning_starts: int, device: str, saved: dict | None) -> None:
-    """Refuse options that cannot work, here or with the checkpoint that is to be resumed."""
-    games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
-    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    least = max(args.batch_size, learning_starts + 5 * args.num_envs)  # __len__, and rounding
-    here = devices()
-    counts = ("total_timesteps", "num_envs", "checkpoint_frequency", "buffer_size", "batch_size",
-              "learning_starts", "train_frequency", "target_network_frequency", "exploration_steps")
-    shares = ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e")
-    rules = [(name, getattr(args, name) >= 1, "must be at least 1") for name in counts]
-    rules += [(name, 0 <= getattr(args, name) <= 1, "must be from 0 to 1") for name in shares]
-    rules += [
-        ("env_id", args.env_id in games, f"not one of ALE/*-v5; near it: {', '.join(near)}"),
-        ("seed", 0 <= args.seed < 2**32, "must be from 0 to 2**32 - 1"),
-        ("checkpoint_frequency", args.checkpoint_frequency > args.num_envs, "needs > --num-envs"),
-        ("device", device in here, f"not available; there is {', '.join(here)}"),
-        ("buffer_size", args.buffer_size >= least,
-         f"--batch-size and --learning-starts need at least {least}"),
-        ("buffer_size", min(args.buffer_size, args.total_timesteps) * 7063 <= here.get(device, 0),
-         f"{device} has memory for {here.get(device, 0) // 7063}, at 7,063 bytes each"),
-    ]
-    if saved:
-        done, fixed = saved["global_step"], ["env_id", "optimizer"]
-        fixed += ["num_envs", "buffer_size"] if saved["replay"] else []
-        rules += [(name, getattr(args, name) == getattr(saved["args"], name),
-                   f"{args.resume} has {getattr(saved['args'], name)}") for name in fixed]
-        rules += [("total_timesteps", args.total_timesteps > done, f"{done} are done already")]
-    for name, holds, hint in rules:
-        if not holds:
-            refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
-
-
-def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write to another name, then rename: a kill leaves the old file or the new one."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path.with_suffix(".tmp").replace(path)
-
-
-def load_checkpoint(path: Path | str) -> dict:
-    """What train() saved, on the CPU, its args as Args; refuses what is missing or not ours."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return checkpoint | {"args": Args(**checkpoint["args"])}
-    except Exception as error:  # torch.load has a dozen ways to say it
-        refuse(f"{path}: no whole checkpoint, {type(error).__name__} (--resume: a run directory)")
-
-
 def train(args: Args, signals=()) -> Path:
-    """Train until the steps are done or `signals` has something in it; return the run directory."""
-    device = [*devices()][-1] if args.device == "auto" else args.device
-    saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
-    total, num_envs = args.total_timesteps, args.num_envs
-    learning_starts, exploration_steps = args.learning_starts, args.exploration_steps
-    if learning_starts >= total or exploration_steps > total:  # no room to learn in
-        learning_starts = min(learning_starts, total // 10 or 1)
-        exploration_steps = min(exploration_steps, total // 2 or 1)
-    check(args, learning_starts, device, saved)
+    """Train until the steps are done or `signals` holds something; return the run directory.
+    Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
+    saved = None if args.resume is None else load_latest(args.resume)
+    total = args.total_timesteps
+    if args.learning_starts >= total or args.exploration_steps > total:  # no room to learn in
+        starts = min(args.learning_starts, total // 10 or 1)
+        steps = min(args.exploration_steps, total // 2 or 1)
+        args = dataclasses.replace(args, learning_starts=starts, exploration_steps=steps)
+    device = check(args, saved)
 
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
-    num_actions, fire = int(envs.single_action_space.n), find_fire(envs)
-    q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # is faster
+    fire = find_fire(envs.unwrapped.ale.get_action_set())
+    q_network = QNetwork(int(envs.single_action_space.n))
+    q_network.to(device, memory_format=torch.channels_last)  # the faster layout
     target_network = copy.deepcopy(q_network)
-    # RMSprop is Adam without momentum, in one pass over memory where torch's own takes a dozen
-    # (Adam's bias correction, which RMSprop has not, is gone after 100 steps).
-    # Nature: centred, and eps 0.01 under the root, with which nothing was learnt in 400,000 steps.
+    # RMSprop is Adam without momentum (but for its bias correction, gone after 100 steps); fused is
+    # one pass over memory. Nature: centred, eps 0.01 under the root, which damps most steps here.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
-    buffer = ReplayBuffer(min(args.buffer_size, total + 4 * num_envs), num_envs, device)
+    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are never drawn
+    buffer = ReplayBuffer(capacity, args.num_envs, device)
     step = saved["global_step"] if saved else 0
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
-    run_dir = Path(args.resume or f"runs/{name}")
     if saved:
         q_network.load_state_dict(saved["model"])
-        target_network.load_state_dict(saved["target_network"])
-        groups = optimizer.state_dict()["param_groups"]  # with the learning rate of this run
-        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
+        target_network.load_state_dict(saved["target"])
+        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
-        else:
-            print(f"no saved replay: {learning_starts} steps to refill it, then learning")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
+    run_dir = Path(args.resume or f"runs/{name}")
+    run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    print(f"{run_dir}: {args.env_id} on {device}, {learning_starts=}, {exploration_steps=}")
+    first = step + max(args.learning_starts - len(buffer), 0) + args.num_envs
+    when = f"learning from step {first:,} on" if first < total else "too short to learn"
+    say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
     def due(every: int) -> int:
         """How many multiples of `every` the last vector step reached: in (step - N, step]."""
-        return step // every - (step - num_envs) // every
+        return step // every - (step - args.num_envs) // every
 
-    def restart():
-        """Begin all games and seed all generators from (seed, step): none of them need be saved."""
-        seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
-        torch.manual_seed(seed)
-        obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32
-        buffer.end_games()
-        over, steps_in_life = np.zeros(num_envs, dtype=bool), np.zeros(num_envs, dtype=int)
-        return np.random.default_rng(seed), obs, infos["lives"], over, steps_in_life
+    report_step, report_time = step, time.monotonic()
+    loss = None
+    restart, finished = True, False
+    while not finished:  # until all steps are done or a signal came
+        if restart:
+            # All games begin, at the start and after a checkpoint with the replay: from one seed
+            # hashed from (seed, step), so that no game's or generator's state need be saved.
+            seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
+            torch.manual_seed(seed)
+            rng = np.random.default_rng(seed)
+            obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32
+            lives = infos["lives"]
+            over = np.zeros(args.num_envs, dtype=bool)  # whether obs is a game's last
+            steps_in_life = np.zeros(args.num_envs, dtype=int)
+            buffer.end_games()
+            restart = False
 
-    rng, obs, lives, over, steps_in_life = restart()
-    returns, episodes, loss, finished = deque(maxlen=100), 0, None, False
-    last_step, last_time = step, time.monotonic()
-    while not finished:
         # act
-        epsilon = linear_schedule(args.start_e, args.end_e, exploration_steps, step)
+        epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
         with torch.no_grad():
             q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
         actions = select_actions(q_values, epsilon, steps_in_life, fire, rng)
 
-        # learn: a GPU does it while the games are stepped
-        updates = due(args.train_frequency) if len(buffer) >= learning_starts else 0
+        # learn, before the games are stepped: a GPU goes on with it while they are
+        updates = due(args.train_frequency) if len(buffer) >= args.learning_starts else 0
         for _ in range(updates):
             batch = buffer.sample(args.batch_size)
             loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
@@ -410,65 +339,169 @@ def train(args: Args, signals=()) -> Path:
             loss.backward()
             optimizer.step()
 
-        # step: where obs is a game's last (over), the action is ignored and next_obs starts a game
+        # step; where a game was over, the action is ignored and next_obs is the next game's first
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         life_lost = (infos["lives"] < lives) & ~over
-        step += num_envs
+        step += args.num_envs
+        finished = step >= total or bool(signals)
 
-        # store: a row for a game's last frame, too, which sample() leaves out
+        # store; a truncation is not terminal: only the time was up, and what next_obs is worth in
+        # the game still belongs to the target
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
-        obs, lives, over = next_obs, infos["lives"], terminations | truncations
+        over = terminations | truncations
+        lives = infos["lives"]
+        obs = next_obs
 
         # sync
         if due(args.target_network_frequency):
             target_network.load_state_dict(q_network.state_dict())
 
         # report
-        finished = step >= total or bool(signals)
         for i in np.flatnonzero(infos.get("_episode", [])):
-            episodes += 1
-            returns.append(infos["episode"]["r"][i])
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
-        if due(10_000) or finished:
-            sps = (step - last_step) / (time.monotonic() - last_time)
-            last_step, last_time = step, time.monotonic()
+        save = finished or due(args.checkpoint_frequency)
+        report = finished or due(10_000)
+        if (save or report) and loss is not None and not loss.isfinite():
+            refuse(f"loss {loss.item()} at step {step:,}; {run_dir}/latest.pt is from before", 1)
+        if save:  # before printing, which a stopped terminal can hold up
+            checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
+            save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
+            checkpoint["target"] = target_network.state_dict()
+            checkpoint["optimizer"] = optimizer.state_dict()
+            checkpoint["replay"] = vars(buffer) if args.save_replay else None
+            save_checkpoint(checkpoint, run_dir / "latest.pt")
+            restart = args.save_replay
+        if report:
+            sps = (step - report_step) / (time.monotonic() - report_time)
+            report_step, report_time = step, time.monotonic()
             writer.add_scalar("charts/SPS", sps, step)
             writer.add_scalar("charts/epsilon", epsilon, step)
             if loss is not None:
                 writer.add_scalar("losses/td_loss", loss.item(), step)
                 writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-            print(f"step {step:,} ({step / total:.1%})  SPS {sps:.0f}  "
-                  f"ETA {(total - step) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
-                  f"episodes {episodes}  return {np.mean(returns or [np.nan]):.1f} "
-                  f"(max {max(returns, default=np.nan):.0f}, last 100)  "
-                  f"loss {np.nan if loss is None else loss.item():.4f}  "
-                  f"buffer {buffer.size / buffer.slots:.0%}", flush=True)
-        if due(args.checkpoint_frequency) or finished:
-            checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
-            save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
-            checkpoint |= {"target_network": target_network.state_dict(),
-                           "optimizer": optimizer.state_dict(),
-                           "replay": buffer.state_dict() if args.save_replay else None}
-            save_checkpoint(checkpoint, run_dir / "latest.pt")
-            if args.save_replay and not finished:
-                rng, obs, lives, over, steps_in_life = restart()
+            returns = envs.return_queue or [np.nan]  # of the last 100 games
+            say(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  "
+                f"ETA {max(total - step, 0) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
+                f"episodes {envs.episode_count}  return {np.mean(returns):.1f} "
+                f"(max {max(returns):.0f}, last 100)  "
+                f"loss {np.nan if loss is None else loss.item():.4f}  "
+                f"buffer {buffer.size / buffer.slots:.0%}")
 
     envs.close()
     writer.close()
+    if step < total:
+        say(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
     return run_dir
+
+
+# Plumbing: bad input, files, the command line.
+
+
+def refuse(problem: str, code: int = 2) -> NoReturn:
+    """One line on stderr, and out: with 2 for bad input, with 1 where a run can't go on."""
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(code)
+
+
+def say(line: str) -> None:
+    """Print; a closed pipe or a full disk behind stdout silences a run, but does not end it."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
+def check(args: Args, saved: dict | None) -> str:
+    """Refuse what can't work here, or in the run to be resumed; return the device."""
+
+    def require(holds: bool, name: str, hint: str) -> None:
+        if not holds:
+            refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
+
+    for name, value in vars(args).items():
+        if type(value) is int and name != "seed":
+            require(value >= 1, name, "must be at least 1")
+        if type(value) is float:
+            require(0 <= value <= 1, name, "must be from 0 to 1")
+    require(0 <= args.seed < 2**32, "seed", "must be from 0 to 2**32 - 1")
+    games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
+    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
+    require(args.env_id in games, "env_id", f"not one of ALE/*-v5; near it: {', '.join(near)}")
+    rare = args.checkpoint_frequency > args.num_envs
+    require(rare, "checkpoint_frequency", "must be more than --num-envs")
+    least = args.learning_starts + 5 * args.num_envs  # 4 slots are never drawn; and rounding
+    require(args.buffer_size >= least, "buffer_size", f"--learning-starts needs at least {least}")
+
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best.type if args.device == "auto" else args.device
+    require(device in ("cpu", best.type), "device", f"not available; there is cpu, {best.type}")
+    free = sys.maxsize  # where it is not known
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    elif sys.platform == "linux":
+        free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    fits = min(args.buffer_size, args.total_timesteps) <= free // 7063
+    require(fits, "buffer_size", f"{device} has memory for {free // 7063}")
+    if saved:
+        fixed = ["env_id", "optimizer"] + ["num_envs", "buffer_size"] * bool(saved["replay"])
+        for name in fixed:
+            old = getattr(saved["args"], name)
+            require(getattr(args, name) == old, name, f"{args.resume} has {old}")
+        done = saved["global_step"]
+        require(args.total_timesteps > done, "total_timesteps", f"{done} are done already")
+    return device
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Write to another name, then rename: a kill leaves the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.__context__ or error  # torch.save hides the system's behind its own
+        raise OSError(reason.errno, reason.strerror, str(path)) from None
+
+
+def load_checkpoint(path: Path | str, *more: str) -> dict:
+    """What train() saved, on the CPU, its args as Args; refuse what lacks `more` or is damaged."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if wrong := set(saved["args"]) ^ set(vars(Args())) or set(more) - set(saved):
+            raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
+        if not all(weight.isfinite().all() for weight in saved["model"].values()):
+            raise ValueError("weights that are not finite")
+        return saved | {"args": Args(**saved["args"]), "global_step": int(saved["global_step"])}
+    except Exception as error:  # torch.load has a dozen ways to say it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        refuse(f"{path}: no whole checkpoint of this version, {reason}")
+
+
+def load_latest(run_dir: str) -> dict:
+    """All that a run saved to go on."""
+    return load_checkpoint(Path(run_dir, "latest.pt"), "target", "optimizer", "replay")
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume:  # the saved options are the defaults then
-        args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
+    if args.resume is not None:  # the saved options are the defaults then
+        args = tyro.cli(Args, default=load_latest(args.resume)["args"])
     signals = []
-    for signum in (signal.SIGINT, signal.SIGTERM):  # finish the step and save, then exit
-        signal.signal(signum, lambda number, frame: signals.append(number))
-    run_dir = train(args, signals)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, frame: signals.append(number))
+    threading.excepthook = lambda error: None  # of TensorBoard's thread: train() meets it, too
+    try:
+        train(args, signals)
+    except OSError as error:
+        place = error.filename or "TensorBoard's events"
+        refuse(f"{place}: {error.strerror}; --resume goes on from the checkpoint before", code=1)
     if signals:
-        print(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
         sys.exit(128 + signals[0])

@@ -1,41 +1,48 @@
 """Bad input: exit code 2, one line that says what to do, no traceback, no run directory."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
+from catch import make_catch
+from small_network import SmallNetwork
+
+import dqn_atari
+import evaluate
+from dqn_atari import Args, QNetwork
 
 REPO = Path(__file__).parent.parent
-TINY = ["--device", "cpu", "--total-timesteps", "64", "--num-envs", "4"]
 
 
-def run(directory, script, *flags):
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(script, *flags):
+    """As a user does; importing torch takes seconds, so most cases are tried in process."""
     return subprocess.run(
-        [sys.executable, str(REPO / script), *flags],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, str(REPO / script), *flags], capture_output=True, text=True, timeout=120
     )
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A directory with a tiny run of Breakout, and that run's directory in it."""
-    directory = tmp_path_factory.mktemp("trained")
-    done = run(directory, "dqn_atari.py", *TINY)
-    assert done.returncode == 0, done.stderr
-    return directory, next((directory / "runs").iterdir())
-
-
-def refused(result, *words):
-    lines = result.stderr.splitlines()
-    assert result.returncode == 2, result.stderr
-    assert len(lines) == 1, result.stderr
+def refused(capsys, words, function, *args):
+    with pytest.raises(SystemExit) as stopped:
+        function(*args)
+    output, error = capsys.readouterr()
+    assert stopped.value.code == 2
+    (line,) = error.splitlines()
     for word in words:
-        assert word in lines[0]
+        assert word in line
+    return output
+
+
+def train(flags):
+    return dqn_atari.train(tyro.cli(Args, args=flags.split()))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +57,16 @@ def refused(result, *words):
         ("--num-envs -1", ["--num-envs", "-1", "at least 1"]),
         ("--batch-size 0", ["--batch-size", "at least 1"]),
         ("--train-frequency 0", ["--train-frequency", "at least 1"]),
+        ("--learning-starts 0", ["--learning-starts", "at least 1"]),
+        ("--buffer-size 0", ["--buffer-size", "at least 1"]),
+        ("--target-network-frequency 0", ["--target-network-frequency", "at least 1"]),
         ("--checkpoint-frequency 0", ["--checkpoint-frequency", "at least 1"]),
         ("--exploration-steps 0", ["--exploration-steps", "at least 1"]),
-        ("--batch-size 2000000", ["--batch-size", "--buffer-size", "2000000"]),
         ("--buffer-size 5000", ["--buffer-size", "5000", "--learning-starts", "50080"]),
         ("--repeat-action-probability 1.5", ["--repeat-action-probability", "1.5", "0 to 1"]),
         ("--end-e -0.1", ["--end-e", "-0.1", "0 to 1"]),
+        ("--start-e 2", ["--start-e", "0 to 1"]),
+        ("--learning-rate -1", ["--learning-rate", "0 to 1"]),
         ("--gamma nan", ["--gamma", "nan", "0 to 1"]),
         ("--seed -3", ["--seed", "-3"]),
         ("--seed 18446744073709551616", ["--seed", "2**32 - 1"]),
@@ -71,76 +82,140 @@ def refused(result, *words):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         ("--device toaster", ["--device", "toaster", "cpu"]),
-        ("--resume nowhere", ["--resume", "nowhere/latest.pt", "FileNotFoundError"]),
+        ("--resume nowhere", ["nowhere/latest.pt", "FileNotFoundError"]),
     ],
 )
-def test_bad_training_input(tmp_path, flags, words):
-    refused(run(tmp_path, "dqn_atari.py", *flags.split()), *words)
-    assert not (tmp_path / "runs").exists()
+def test_bad_training_input(capsys, flags, words):
+    assert refused(capsys, words, train, flags) == ""
+    assert not Path("runs").exists()
 
 
-def test_an_unknown_flag_and_a_word_for_a_number_are_tyros_to_refuse(tmp_path):
-    for flags in (["--epochs", "3"], ["--total-timesteps", "many"], ["--optimizer", "sgd"]):
-        result = run(tmp_path, "dqn_atari.py", *flags)
-        assert result.returncode == 2 and "Traceback" not in result.stderr
+@pytest.mark.parametrize("flags", ["--epochs 3", "--total-timesteps many", "--optimizer sgd"])
+def test_an_unknown_flag_and_a_word_for_a_number_are_tyros_to_refuse(flags):
+    with pytest.raises(SystemExit) as stopped:
+        tyro.cli(Args, args=flags.split())
+    assert stopped.value.code == 2
 
 
-def test_bad_resumptions(trained):
-    directory, run_dir = trained
-    resume = ["--resume", str(run_dir)]
-    refused(
-        run(directory, "dqn_atari.py", *resume, "--env-id", "ALE/Pong-v5"),
-        "--env-id",
-        "ALE/Pong-v5",
-        "ALE/Breakout-v5",
-    )
-    refused(
-        run(directory, "dqn_atari.py", *resume, "--optimizer", "adam"), "--optimizer", "rmsprop"
-    )
-    refused(run(directory, "dqn_atari.py", *resume), "--total-timesteps", "64")
-    assert len(list((directory / "runs").iterdir())) == 1
-
-
-@pytest.mark.parametrize("script, flag", [("dqn_atari.py", "--resume"), ("evaluate.py", None)])
-def test_bad_checkpoints(tmp_path, trained, script, flag):
-    _, run_dir = trained
-    good = (run_dir / "latest.pt").read_bytes()
-    other = tmp_path / "other.pt"
-    torch.save({"weights": torch.zeros(3)}, other)
-    for name, content in (
-        ("cut", good[: len(good) // 2]),
-        ("empty", b""),
-        ("text", b"hello"),
-        ("other", other.read_bytes()),
+def test_the_scripts_refuse_as_the_functions_do():
+    for script, *flags in (
+        ("dqn_atari.py", "--env-id", "ALE/Brekout-v5"),
+        ("dqn_atari.py", "--resume", ""),
+        ("evaluate.py", "nothing.pt"),
     ):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "latest.pt").write_bytes(content)
-        words = [flag, name] if flag else [f"{name}/latest.pt"]
-        refused(run(tmp_path, script, *words), f"{name}/latest.pt", "checkpoint")
-    assert not (tmp_path / "runs").exists()
+        result = run(script, *flags)
+        assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not Path("runs").exists()
 
 
-def test_a_checkpoint_of_another_action_set(tmp_path, trained):
-    _, run_dir = trained
-    checkpoint = torch.load(run_dir / "model_64.pt", weights_only=True)
-    checkpoint["args"]["env_id"] = "ALE/Pong-v5"
-    torch.save(checkpoint, tmp_path / "model.pt")
-    refused(run(tmp_path, "evaluate.py", "model.pt"), "model.pt", "6 actions", "ALE/Pong-v5")
+def test_output_that_cannot_be_encoded_is_no_traceback(monkeypatch):
+    torch.save(checkpoint(), "model.pt")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = run("evaluate.py", "model.pt", "--episodes", "1")
+    assert result.returncode == 0 and "mean ? std" in result.stdout, result.stderr
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The directory of a tiny run."""
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    return train("--device cpu --total-timesteps 64 --num-envs 4 --save-replay")
+
+
+def test_bad_resumptions(capsys, trained):
+    for flags, words in (
+        ("--env-id ALE/Pong-v5", ["--env-id", "ALE/Pong-v5", "ALE/Breakout-v5"]),
+        ("--optimizer adam", ["--optimizer", "rmsprop"]),
+        ("--num-envs 8", ["--num-envs", "has 4"]),
+        ("--buffer-size 500000", ["--buffer-size", "has 1000000"]),
+        ("--num-envs 4 --total-timesteps 64", ["--total-timesteps", "64 are done"]),
+    ):
+        if "--num-envs" not in flags:
+            flags += " --num-envs 4"
+        refused(capsys, words, train, f"--resume {trained} {flags}")
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def checkpoint(**changes):
+    """What a model_<step>.pt holds."""
+    model = QNetwork(4).state_dict()
+    saved = {"model": model, "args": dataclasses.asdict(Args()), "global_step": 100}
+    return saved | changes
+
+
+WITHOUT_GAMMA = {k: v for k, v in dataclasses.asdict(Args()).items() if k != "gamma"}
+DAMAGED = {
+    "nan": (checkpoint(), ["not finite"]),
+    "no model": ({k: v for k, v in checkpoint().items() if k != "model"}, ["model"]),
+    "no step": ({k: v for k, v in checkpoint().items() if k != "global_step"}, ["global_step"]),
+    "step": (checkpoint(global_step="many"), ["many"]),
+    "missing arg": (checkpoint(args=WITHOUT_GAMMA), ["missing or unknown", "gamma"]),
+    "unknown arg": (
+        checkpoint(args=dataclasses.asdict(Args()) | {"beta": 1}),
+        ["missing or unknown", "beta"],
+    ),
+    "other": ({"weights": torch.zeros(3)}, ["args"]),
+    "tensor": (torch.zeros(3), []),
+    "model a list": (checkpoint(model=[1]), ["model.pt"]),
+}
+DAMAGED["nan"][0]["model"]["network.9.bias"][0] = torch.nan
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_checkpoints(capsys, name):
+    damaged, words = DAMAGED[name]
+    torch.save(damaged, "model.pt")
+    options = evaluate.Options(("model.pt",))
+    refused(capsys, ["model.pt", "checkpoint", *words], evaluate.main, options)
+
+
+def test_cut_and_foreign_files(capsys, trained):
+    good = (trained / "latest.pt").read_bytes()
+    for content in (good[: len(good) // 2], b"", b"hello"):
+        (trained / "latest.pt").write_bytes(content)
+        refused(capsys, ["latest.pt", "checkpoint"], train, f"--resume {trained}")
+        options = evaluate.Options((str(trained / "latest.pt"),))
+        refused(capsys, ["latest.pt", "checkpoint"], evaluate.main, options)
+
+
+def test_what_evaluates_but_does_not_resume(capsys, trained):
+    """A model is no latest.pt, and neither is that of an older version, which named the target
+    network otherwise, had another RMSprop and stored where games began."""
+    latest = torch.load(trained / "latest.pt", weights_only=True)
+    older = latest | {"target_network": latest["target"]}
+    del older["target"]
+    torch.save(older, trained / "latest.pt")
+    words = ["of this version", "missing or unknown", "target"]
+    refused(capsys, words, train, f"--resume {trained}")
+    dqn_atari.load_checkpoint(trained / "latest.pt")
+
+
+def test_a_checkpoint_of_another_action_set_or_network(capsys, monkeypatch):
+    torch.save(checkpoint(args=dataclasses.asdict(Args(env_id="ALE/Pong-v5"))), "pong.pt")
+    torch.save(checkpoint(model=SmallNetwork(4).state_dict()), "small.pt")
+    torch.save(checkpoint(args=dataclasses.asdict(Args(env_id="ALE/Gone-v5"))), "gone.pt")
+    for path, word in (("pong.pt", "ALE/Pong-v5"), ("small.pt", "network"), ("gone.pt", "Gone")):
+        refused(capsys, [path, word], evaluate.main, evaluate.Options((path,)))
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["nothing.pt"], ["nothing.pt", "FileNotFoundError"]),
-        ([], ["CHECKPOINT"]),
-        (["MODEL", "--episodes", "0"], ["--episodes", "at least 1"]),
-        (["MODEL", "--epsilon", "2"], ["--epsilon", "0 to 1"]),
-        (["MODEL", "--repeat-action-probability", "-1"], ["--repeat-action-probability"]),
-        (["MODEL", "--json", "no/where.json"], ["--json", "no/where.json"]),
-        (["MODEL", "--video", "no/where.mp4"], ["--video", "no/where.mp4"]),
+        ({"checkpoints": ("nothing.pt",)}, ["nothing.pt", "FileNotFoundError"]),
+        ({"checkpoints": ()}, ["CHECKPOINT"]),
+        ({"episodes": 0}, ["--episodes", "at least 1"]),
+        ({"epsilon": 2.0}, ["--epsilon", "0 to 1"]),
+        ({"repeat_action_probability": -1.0}, ["--repeat-action-probability"]),
+        ({"json": "no/where.json"}, ["--json", "no/where.json"]),
+        ({"json": "."}, ["--json", "."]),
+        ({"video": "no/where.mp4"}, ["--video", "no/where.mp4"]),
+        ({"video": "game.avi"}, ["--video", "game.avi", ".webm"]),
+        ({"seed": -1}, ["--seed", "-1"]),
+        ({"seed": 2**31 - 1}, ["--seed", "2**31 - 17"]),
+        ({"seed": 2**32}, ["--seed", "2**31 - 17"]),
     ],
 )
-def test_bad_evaluation_input(tmp_path, trained, flags, words):
-    _, run_dir = trained
-    flags = [str(run_dir / "model_64.pt") if flag == "MODEL" else flag for flag in flags]
-    refused(run(tmp_path, "evaluate.py", *flags), *words)
+def test_bad_evaluation_input(capsys, flags, words):
+    torch.save(checkpoint(), "model.pt")
+    options = evaluate.Options(**{"checkpoints": ("model.pt",)} | flags)
+    assert "game 1" not in refused(capsys, words, evaluate.main, options)

@@ -27,6 +27,10 @@ def constant_network(path, q_values, args=Args(), step=100):
     return str(path)
 
 
+def evaluated(path, options):
+    return evaluate.evaluate(evaluate.load(path, options), options)
+
+
 def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(tmp_path, capsys):
     """The serve rule: without it Breakout waits for FIRE until the frame cap."""
     path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0])
@@ -47,7 +51,7 @@ def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(tmp_
 def test_same_seed_same_games_and_other_seed_others(tmp_path):
     path = constant_network(tmp_path / "model_100.pt", [0.0, 0.0, 1.0, 0.0])
     runs = [
-        evaluate.evaluate(path, Options((path,), episodes=4, epsilon=0.5, seed=seed))["games"]
+        evaluated(path, Options((path,), episodes=4, epsilon=0.5, seed=seed))["games"]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -58,14 +62,14 @@ def test_stickiness_is_that_of_training_unless_told_otherwise(tmp_path):
     path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0], args)
     for told, used in ((None, 0.0), (0.5, 0.5)):
         options = Options((path,), episodes=1, repeat_action_probability=told)
-        assert evaluate.evaluate(path, options)["repeat_action_probability"] == used
+        assert evaluated(path, options)["repeat_action_probability"] == used
 
 
 def test_the_realised_return_is_what_followed_every_state(tmp_path, monkeypatch):
     """In Catch: 4 states a game, a clipped reward of 1 or -1 behind the last."""
     monkeypatch.setattr(evaluate, "make_vec_env", make_catch)
     path = constant_network(tmp_path / "model_100.pt", [0.0, 0.5, 0.0], Args(gamma=0.9))
-    result = evaluate.evaluate(path, Options((path,), episodes=50))
+    result = evaluated(path, Options((path,), episodes=50))
     assert {game["return"] for game in result["games"]} == {-3.0, 3.0}
     assert {game["length"] for game in result["games"]} == {4}
     mean_sign = np.mean([np.sign(game["return"]) for game in result["games"]])
@@ -113,7 +117,7 @@ def test_games_are_dealt_evenly_and_returns_end_with_a_life(
     )
     args = Args(gamma=0.5, terminal_on_life_loss=terminal_on_life_loss)
     path = constant_network(tmp_path / "model_100.pt", [0.0, 1.0], args)
-    result = evaluate.evaluate(path, Options((path,), episodes=40))
+    result = evaluated(path, Options((path,), episodes=40))
     lengths = [game["length"] for game in result["games"]]
     assert len(lengths) == 40
     shares = [lengths.count(3 * (i + 1)) for i in range(16)]
@@ -127,23 +131,57 @@ def test_games_are_dealt_evenly_and_returns_end_with_a_life(
     assert result["realised_return"] == pytest.approx(np.mean(followed))
 
 
-def test_a_table_has_a_row_per_checkpoint(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two checkpoints of Catch, whose names sort the other way round than their steps."""
     monkeypatch.setattr(evaluate, "make_vec_env", make_catch)
-    paths = tuple(
+    return tuple(
         constant_network(tmp_path / f"model_{step}.pt", [0.0, 1.0, 0.0], step=step)
-        for step in (1000, 2000)
+        for step in (1_000_000, 200_000)
     )
-    main(Options(paths, episodes=3))
+
+
+def test_a_table_has_a_row_per_checkpoint_in_the_order_of_their_steps(two, capsys):
+    main(Options(two, episodes=3))
     rows = capsys.readouterr().out.splitlines()[-3:]
     assert rows[0].split()[:2] == ["step", "games"]
-    assert [row.split()[:2] for row in rows[1:]] == [["1,000", "3"], ["2,000", "3"]]
+    assert [row.split()[:2] for row in rows[1:]] == [["200,000", "3"], ["1,000,000", "3"]]
 
 
-def test_the_video_shows_a_whole_game_and_the_q_values(tmp_path, capsys):
+def test_an_interruption_keeps_what_was_played(two, tmp_path, monkeypatch, capsys):
+    play = evaluate.play
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return play(*args)
+
+    monkeypatch.setattr(evaluate, "play", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(Options(two, episodes=3, json=str(tmp_path / "out.json")))
+    assert [r["global_step"] for r in json.loads((tmp_path / "out.json").read_text())] == [200_000]
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["200,000", "3"]
+
+
+def test_a_bad_checkpoint_is_refused_before_the_first_game(two, tmp_path, capsys):
+    (tmp_path / "bad.pt").write_bytes(b"hello")
+    with pytest.raises(SystemExit):
+        main(Options((*two, str(tmp_path / "bad.pt")), episodes=3))
+    assert "game 1" not in capsys.readouterr().out
+
+
+def test_the_largest_seed_plays(two):
+    main(Options(two, episodes=17, seed=2**31 - 17))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm"])
+def test_the_video_shows_a_whole_game_and_the_q_values(tmp_path, capsys, ending):
     path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0])
-    main(Options((path,), episodes=1, video=str(tmp_path / "game.mp4")))
-    assert "game.mp4: a game of" in capsys.readouterr().out
-    video = cv2.VideoCapture(str(tmp_path / "game.mp4"))
+    main(Options((path,), episodes=1, video=str(tmp_path / f"game.{ending}")))
+    assert f"game.{ending}: a game of" in capsys.readouterr().out
+    video = cv2.VideoCapture(str(tmp_path / f"game.{ending}"))
     frames = []
     while (read := video.read())[0]:
         frames.append(read[1])
@@ -152,6 +190,14 @@ def test_the_video_shows_a_whole_game_and_the_q_values(tmp_path, capsys):
     assert (game.max(2).astype(int) - game.min(2)).max() > 100  # in colour
     green = (panel[..., 1] > 120) & (panel[..., 0] < 110) & (panel[..., 2] < 110)
     assert green.sum() > 500  # the bar of the action chosen
+
+
+def test_an_animation_holds_the_start_of_a_game(tmp_path):
+    path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0])
+    main(Options((path,), episodes=1, video=str(tmp_path / "game.webp")))
+    success, animation = cv2.imreadanimation(str(tmp_path / "game.webp"))
+    assert success and 25 < len(animation.frames) <= 113
+    assert animation.frames[0].shape[:2] == (210, 280)
 
 
 def test_drawing_marks_the_chosen_action():

@@ -1,6 +1,8 @@
 """The loop: every branch of it, what it learns, what it saves, and going on from there."""
 
+import contextlib
 import dataclasses
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 import torch
 from ale_py import Action
 from catch import make_catch
+from small_network import SmallNetwork
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dqn_atari
@@ -31,11 +34,19 @@ TINY = Args(
     checkpoint_frequency=320,
     device="cpu",
 )
+# For the real network, a gradient step of which takes up to 0.1 s: 25 of them, of 4 transitions.
+REAL = {"batch_size": 4, "train_frequency": 32}
+
+
+def tiny(**changes):
+    return dataclasses.replace(TINY, **changes)
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path, monkeypatch):
+def in_an_empty_directory_with_a_small_network(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "real_network" not in request.keywords:
+        monkeypatch.setattr(dqn_atari, "QNetwork", SmallNetwork)
 
 
 def model(run_dir, step):
@@ -110,11 +121,12 @@ def test_a_run_too_short_for_the_defaults_learns_all_the_same(monkeypatch, capsy
     monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     args = Args(total_timesteps=400, buffer_size=400, device="cpu")
     run_dir = train(args)
-    assert "learning_starts=40, exploration_steps=200\n" in capsys.readouterr().out
+    assert "learning from step 56 on, exploring until 200\n" in capsys.readouterr().out
     tags = scalars(run_dir)
     assert tags["losses/td_loss"][-1].step == 400
     assert tags["charts/epsilon"][-1].value == pytest.approx(0.1)
-    assert model(run_dir, 400)["args"] == dataclasses.asdict(args)
+    shortened = dataclasses.replace(args, learning_starts=40, exploration_steps=200)
+    assert model(run_dir, 400)["args"] == dataclasses.asdict(shortened)
 
 
 class Scripted(gym.vector.VectorEnv):
@@ -178,23 +190,17 @@ def test_what_is_stored_and_when_fire_is_pressed(monkeypatch, terminal_on_life_l
         add(buffer, frames, actions, rewards, terminations, over)
 
     monkeypatch.setattr(dqn_atari.ReplayBuffer, "add", spy)
-    monkeypatch.setattr(dqn_atari, "make_vec_env", lambda args: Scripted([row[:4] for row in rows]))
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(Scripted([row[:4] for row in rows]))
+    monkeypatch.setattr(dqn_atari, "make_vec_env", lambda args: envs)
     monkeypatch.setattr(
         dqn_atari.QNetwork, "forward", lambda self, obs: torch.tensor([[1.0, 0.0, 0.0]])
     )
     train(
-        dataclasses.replace(
-            TINY,
-            num_envs=1,
-            total_timesteps=len(rows),
-            learning_starts=15,
-            exploration_steps=1,
-            start_e=0.0,
-            end_e=0.0,
-            buffer_size=64,
-            terminal_on_life_loss=terminal_on_life_loss,
+        tiny(
+            num_envs=1, total_timesteps=len(rows), learning_starts=15, exploration_steps=1,
+            start_e=0.0, end_e=0.0, buffer_size=64, terminal_on_life_loss=terminal_on_life_loss,
         )
-    )
+    )  # fmt: skip
     assert stored == [row[4:] for row in rows]
 
 
@@ -208,21 +214,18 @@ def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch
                 torch.optim.Adam, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
             )
             train(
-                dataclasses.replace(
-                    TINY,
-                    num_envs=num_envs,
-                    total_timesteps=300,
-                    learning_starts=30,
+                tiny(
+                    num_envs=num_envs, total_timesteps=300, learning_starts=30,
                     exploration_steps=100,
                 )
-            )
+            )  # fmt: skip
         assert abs(len(count) - (300 - 30) / 4) <= num_envs
 
 
 def test_same_seed_same_weights_other_seed_others():
-    first, second = train(TINY), train(dataclasses.replace(TINY, exp_name="again"))
+    first, second = train(TINY), train(tiny(exp_name="again"))
     assert same(model(first, 960), model(second, 960))
-    other = train(dataclasses.replace(TINY, seed=2))
+    other = train(tiny(seed=2))
     assert not same(model(first, 960), model(other, 960))
 
 
@@ -236,7 +239,7 @@ def test_resuming_with_the_replay_is_bit_identical(optimizer, monkeypatch):
         if path.name == "latest.pt":
             shutil.copytree(path.parent, f"stopped_at_{checkpoint['global_step']}")
 
-    args = dataclasses.replace(TINY, save_replay=True, optimizer=optimizer, buffer_size=480)
+    args = tiny(save_replay=True, optimizer=optimizer, buffer_size=480)
     with monkeypatch.context() as patch:
         patch.setattr(dqn_atari, "save_checkpoint", save_and_copy)
         whole = train(args)
@@ -248,7 +251,7 @@ def test_resuming_with_the_replay_is_bit_identical(optimizer, monkeypatch):
 
 
 def test_a_finished_run_can_be_made_longer():
-    args = dataclasses.replace(TINY, save_replay=True)
+    args = tiny(save_replay=True)
     run_dir = train(args)
     train(dataclasses.replace(args, resume=str(run_dir), total_timesteps=1280))
     assert same(
@@ -259,16 +262,16 @@ def test_a_finished_run_can_be_made_longer():
 def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
     """As after a kill: TensorBoard was written further than latest.pt."""
     monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
-    run_dir = train(dataclasses.replace(TINY, total_timesteps=640))
+    run_dir = train(tiny(total_timesteps=640))
     shutil.copy(run_dir / "latest.pt", "early.pt")
-    train(dataclasses.replace(TINY, resume=str(run_dir)))
+    train(tiny(resume=str(run_dir)))
     shutil.copy("early.pt", run_dir / "latest.pt")
-    train(dataclasses.replace(TINY, resume=str(run_dir)))
+    train(tiny(resume=str(run_dir)))
     assert [event.step for event in scalars(run_dir)["charts/epsilon"]] == [640, 960]
 
 
 def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, capsys):
-    part = train(dataclasses.replace(TINY, total_timesteps=640))
+    part = train(tiny(total_timesteps=640))
     count, step = [], torch.optim.Adam.step
     monkeypatch.setattr(
         torch.optim.Adam, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
@@ -277,8 +280,8 @@ def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, caps
     monkeypatch.setattr(
         dqn_atari, "linear_schedule", lambda *a: epsilons.append(schedule(*a)) or epsilons[-1]
     )
-    train(dataclasses.replace(TINY, resume=str(part), learning_rate=1e-5))
-    assert "160 steps to refill it" in capsys.readouterr().out
+    train(tiny(resume=str(part), learning_rate=1e-5))
+    assert "learning from step 808 on" in capsys.readouterr().out
     assert len(count) == (952 - 640 - 160) // 4
     assert epsilons[0] == pytest.approx(0.1)  # as at step 640, not as at step 0
     latest = torch.load(part / "latest.pt", weights_only=True)
@@ -301,31 +304,36 @@ def test_checkpoints_restart_the_games_only_where_the_replay_is_saved(monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(dqn_atari, "make_vec_env", make)
             train(
-                dataclasses.replace(TINY, save_replay=save_replay, exp_name=f"replay{save_replay}")
+                tiny(save_replay=save_replay, exp_name=f"replay{save_replay}")
             )
         assert len(seeds) == len(set(seeds)) == resets
 
 
-def launch(*flags):
+def launch(*flags, **kwargs):
+    """The script as a process; SIGINT and SIGHUP as in a terminal, whatever runs the tests."""
+
+    def as_in_a_terminal():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    kwargs = {"preexec_fn": as_in_a_terminal} | kwargs
     return subprocess.Popen(
         [sys.executable, str(REPO / "dqn_atari.py"), "--device", "cpu", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | kwargs,
     )
 
 
 def flags_of(args):
     changed = {name: value for name, value in vars(args).items() if value != getattr(Args(), name)}
-    return [
-        word
-        for name, value in changed.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    words = []
+    for name, value in changed.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    return words
 
 
 def wait_for(pattern, process):
-    for _ in range(600):
+    for _ in range(1200):
         if found := list(Path("runs").glob(pattern)):
             return found[0].parent
         assert process.poll() is None, process.stdout.read()
@@ -333,25 +341,167 @@ def wait_for(pattern, process):
     raise AssertionError(f"{pattern} did not come")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(number, code):
-    args = dataclasses.replace(TINY, total_timesteps=10**6)
-    process = launch(*[w for w in flags_of(args)])
+def assert_saved(run_dir):
+    """latest.pt is of the step of the newest model."""
+    latest = torch.load(run_dir / "latest.pt", weights_only=True)
+    last = max(int(p.stem.split("_")[1]) for p in run_dir.glob("model_*.pt"))
+    assert latest["global_step"] == last > 320
+    assert not list(run_dir.glob("*.tmp"))
+
+
+ENDLESS = tiny(total_timesteps=10**6, learning_starts=9 * 10**5, buffer_size=10**6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_says_how_to_go_on(number):
+    process = launch(*flags_of(ENDLESS))
     run_dir = wait_for("*/model_320.pt", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
+    assert process.returncode == 128 + number, output
     assert f"python dqn_atari.py --resume {run_dir}" in output and "Traceback" not in output
-    latest = torch.load(run_dir / "latest.pt", weights_only=True)
-    assert (run_dir / f"model_{latest['global_step']}.pt").exists()
-    last = max(int(p.stem.split("_")[1]) for p in run_dir.glob("model_*.pt"))
-    assert latest["global_step"] == last
+    assert_saved(run_dir)
 
 
+def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
+    """As with `| tee log` on Ctrl-C, where tee dies first, and with `| head -1`."""
+    process = launch(*flags_of(ENDLESS), stderr=subprocess.PIPE)
+    run_dir = wait_for("*/model_320.pt", process)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert process.stderr.read() == "" and process.returncode == 130
+    assert_saved(run_dir)
+
+
+def test_a_full_device_behind_stdout_ends_no_run(monkeypatch):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    full = open("/dev/full", "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        run_dir = train(tiny(total_timesteps=320))
+    with contextlib.suppress(OSError):
+        full.close()
+    assert (run_dir / "model_320.pt").exists()
+
+
+def test_runs_started_at_the_same_time_have_directories_of_their_own(monkeypatch):
+    """Two in one microsecond: the second is refused rather than mixed with the first."""
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    first, second = train(tiny(total_timesteps=64)), train(tiny(total_timesteps=64))
+    assert first != second
+    monkeypatch.setattr(time, "time", lambda: 1.5)
+    train(tiny(total_timesteps=64))
+    with pytest.raises(FileExistsError):
+        train(tiny(total_timesteps=64))
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before():
+    """The limit on a file's size stands for the disk's."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))  # noqa: E731
+    process = launch(*flags_of(ENDLESS), preexec_fn=limit, stderr=subprocess.PIPE)
+    _, error = process.communicate(timeout=120)
+    (line,) = error.splitlines()
+    assert "latest.pt: File too large" in line and "--resume" in line and process.returncode == 1
+    (run_dir,) = Path("runs").iterdir()
+    assert (run_dir / "model_320.pt").exists() and not list(run_dir.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("where", ["a file", "removed", "too long"])
+def test_a_place_that_cannot_be_written_is_an_oserror_with_its_name(monkeypatch, where):
+    if where == "a file":
+        Path("runs").write_text("")
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    save = dqn_atari.save_checkpoint
+    remove = lambda c, path: (shutil.rmtree(path.parent), save(c, path))  # noqa: E731
+    if where == "removed":
+        monkeypatch.setattr(dqn_atari, "save_checkpoint", remove)
+    with pytest.raises(OSError) as caught:
+        train(tiny(exp_name="x" * 300 if where == "too long" else "x"))
+    assert "runs/" in str(caught.value.filename) and caught.value.strerror
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(monkeypatch):
+    dqn_atari.save_checkpoint({"a": 1}, Path("latest.pt"))
+    before = Path("latest.pt").read_bytes()
+
+    def no_space(checkpoint, file):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")  # as torch.save says it
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(OSError, match="No space left on device: 'latest.pt'"):
+        dqn_atari.save_checkpoint({"a": 2}, Path("latest.pt"))
+    assert Path("latest.pt").read_bytes() == before and len(list(Path().iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(monkeypatch, capsys):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    loss = dqn_atari.td_loss
+    calls = []
+
+    def spoilt(*args):
+        calls.append(1)
+        value, q_pred = loss(*args)
+        return (value * np.nan if len(calls) > 80 else value), q_pred
+
+    monkeypatch.setattr(dqn_atari, "td_loss", spoilt)
+    with pytest.raises(SystemExit) as stopped:
+        train(TINY)
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loss nan at step 640" in line
+    (run_dir,) = Path("runs").iterdir()
+    assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
+
+
+def test_a_run_with_no_room_to_learn_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    run_dir = train(tiny(total_timesteps=480, learning_starts=479, exploration_steps=480, buffer_size=10**4))
+    assert "too short to learn" in capsys.readouterr().out.splitlines()[0]
+    assert "losses/td_loss" not in scalars(run_dir)
+    train(tiny(total_timesteps=480, learning_starts=440, exploration_steps=480, buffer_size=10**4))
+    assert "learning from step 448 on" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_nothing_past_the_end_is_shown(monkeypatch, capsys):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    train(Args(total_timesteps=1, device="cpu"))
+    output = capsys.readouterr().out
+    assert "step 16 (100.0%)" in output and "ETA 0.00 h" in output and "--resume" not in output
+
+
+def test_rmsprop_is_torchs_once_the_bias_correction_is_gone():
+    torch.manual_seed(0)
+    start = torch.randn(50)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    adam = torch.optim.Adam([ours], 2.5e-4, betas=(0.0, 0.95), fused=True)
+    rmsprop = torch.optim.RMSprop([theirs], 2.5e-4, alpha=0.95, eps=1e-8)
+    for step in range(300):
+        before = ours.detach().clone(), theirs.detach().clone()
+        ours.grad = torch.randn(50)
+        theirs.grad = ours.grad.clone()
+        adam.step()
+        rmsprop.step()
+    moved = ours.detach() - before[0]
+    torch.testing.assert_close(moved, theirs.detach() - before[1], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name, betas", [("rmsprop", (0.0, 0.95)), ("adam", (0.9, 0.999))])
+def test_the_optimizers_differ_in_their_betas_alone(monkeypatch, name, betas):
+    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+    run_dir = train(tiny(total_timesteps=64, optimizer=name))
+    group = torch.load(run_dir / "latest.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    assert (group["betas"], group["eps"], group["lr"]) == (betas, 1e-8, 2.5e-4)
+
+
+@pytest.mark.real_network
 def test_resuming_after_sigkill_is_bit_identical():
-    args = dataclasses.replace(TINY, save_replay=True)
+    args = tiny(save_replay=True, **REAL)
     whole = train(dataclasses.replace(args, exp_name="whole"))
-    process = launch(*flags_of(dataclasses.replace(args, save_replay=False)), "--save-replay")
+    process = launch(*flags_of(args))
     run_dir = wait_for("ALE-Breakout-v5__dqn_atari__*/model_640.pt", process)
     process.kill()
     process.communicate()
@@ -394,8 +544,7 @@ def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
     monkeypatch.setattr(dqn_atari, "make_vec_env", make)
     monkeypatch.setattr(dqn_atari.ReplayBuffer, "__init__", spy_init)
     train(
-        dataclasses.replace(
-            TINY,
+        tiny(
             num_envs=4,
             total_timesteps=2400,
             learning_starts=2390,

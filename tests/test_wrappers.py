@@ -1,8 +1,11 @@
 """The in-file wrappers against tables of scripted frames, and against ALE's own environment."""
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
+
+from gymnasium.utils.env_checker import check_env
 
 import dqn_atari
 from dqn_atari import Args, AtariPreprocessing, make_env, make_vec_env
@@ -14,24 +17,39 @@ class ScriptedGame(gym.Env):
     observation_space = gym.spaces.Box(0, 255, (210, 160), np.uint8)
     action_space = gym.spaces.Discrete(2)
 
-    def __init__(self, levels, length):
-        self.levels, self.length = levels, length
+    def __init__(self, levels, length, max_frames=1000):
+        self.levels, self.length, self.max_frames = levels, length, max_frames
+        self.ale = self  # what AtariPreprocessing asks of ALE itself
 
-    def _frame(self):
+    def getScreenGrayscale(self):
         return np.full((210, 160), self.levels[self.t % len(self.levels)], np.uint8)
+
+    def reset_game(self):
+        self.t = 0
+
+    def act(self, action):
+        assert action == ale_py.Action.NOOP
+        self.t += 1
+
+    def game_over(self):
+        return self.t >= self.length
+
+    def lives(self):
+        return 3
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.t = 0
-        return self._frame(), {}
+        self.reset_game()
+        return self.getScreenGrayscale(), {}
 
     def step(self, action):
         self.t += 1
-        return self._frame(), 1.0 * self.t, self.t >= self.length, False, {"t": self.t}
+        truncated = self.t >= self.max_frames
+        return self.getScreenGrayscale(), 1.0 * self.t, self.game_over(), truncated, {"t": self.t}
 
 
-def play(levels, length, steps, max_episode_frames=1000):
-    env = AtariPreprocessing(ScriptedGame(levels, length), 0, max_episode_frames)
+def play(levels, length, steps, max_frames):
+    env = AtariPreprocessing(ScriptedGame(levels, length, max_frames), 0)
     rows = [(int(env.reset(seed=0)[0].max()), 0.0, False, False)]
     for _ in range(steps):
         obs, reward, terminated, truncated, _ = env.step(0)
@@ -65,7 +83,7 @@ def play(levels, length, steps, max_episode_frames=1000):
             1000,
             [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)],
         ),
-        # The frame limit truncates, and an ending on the same frame is an ending.
+        # The frame limit truncates; a game may end on the same frame.
         (
             [0, 9, 9, 1, 2, 7, 7, 6, 7],
             99,
@@ -76,7 +94,7 @@ def play(levels, length, steps, max_episode_frames=1000):
             [0, 9, 9, 1, 2, 7, 7, 6, 7],
             8,
             8,
-            [(0, 0, False, False), (2, 10, False, False), (6, 26, True, False)],
+            [(0, 0, False, False), (2, 10, False, False), (6, 26, True, True)],
         ),
     ],
 )
@@ -85,14 +103,14 @@ def test_skip_max_and_endings(levels, length, max_frames, expected):
 
 
 def test_noops_are_0_to_noop_max_less_1():
-    env = AtariPreprocessing(ScriptedGame(list(range(200)), 1000), 30, 1000)
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 1000), 30)
     first = env.reset(seed=0)[0].max()
     seen = {first} | {env.reset()[0].max() for _ in range(1000)}
     assert seen == set(range(30))
 
 
 def test_noops_that_end_the_game_start_another():
-    env = AtariPreprocessing(ScriptedGame(list(range(200)), 4), 30, 1000)
+    env = AtariPreprocessing(ScriptedGame(list(range(200)), 4), 30)
     for seed in range(50):
         assert env.reset(seed=seed)[0].max() < 4
 
@@ -183,4 +201,31 @@ def test_every_option_of_the_vector_environment_is_passed(monkeypatch):
 @pytest.mark.parametrize("game, fire", [("Breakout", 1), ("Pong", 1), ("MsPacman", None)])
 def test_find_fire(game, fire):
     envs = make_vec_env(Args(env_id=f"ALE/{game}-v5", num_envs=1))
-    assert dqn_atari.find_fire(envs) == fire
+    assert dqn_atari.find_fire(envs.unwrapped.ale.get_action_set()) == fire
+    actions = make_env(f"ALE/{game}-v5").unwrapped.ale.getMinimalActionSet()
+    assert dqn_atari.find_fire(actions) == fire
+
+
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_gymnasium_accepts_and_rebuilds_the_environment(game):
+    env = make_env(f"ALE/{game}-v5", noop_max=7)
+    check_env(env, skip_render_check=True)
+    again = gym.make(env.spec)
+    for seed in (1, 2):
+        first, second = env.reset(seed=seed)[0], again.reset(seed=seed)[0]
+        for _ in range(20):
+            np.testing.assert_array_equal(first, second)
+            first, second = env.step(2)[0], again.step(2)[0]
+
+
+@pytest.mark.parametrize("game", ["Backgammon", "VideoCheckers"])
+def test_noops_are_noops_where_action_0_is_fire(game, monkeypatch):
+    env = make_env(f"ALE/{game}-v5", noop_max=30)
+    assert env.unwrapped.get_action_meanings()[0] == "FIRE"
+    pressed = []
+    monkeypatch.setattr(type(env.unwrapped), "step", lambda self, action: pressed.append(action))
+    frames = []
+    for seed in range(5):
+        env.reset(seed=seed)
+        frames.append(env.unwrapped.ale.getEpisodeFrameNumber())
+    assert not pressed and len(set(frames)) > 3  # no-ops were played, each time another number
