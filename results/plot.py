@@ -1,14 +1,18 @@
-"""Draw a learning curve. Run by hand; matplotlib is no requirement of the project.
+# SPDX-License-Identifier: MIT
+"""Draw learning curves. Run by hand; matplotlib is no requirement of the project.
 
     pip install matplotlib
-    python results/plot.py results/ALE-Breakout-v5                    # curve.csv to curve.png
-    python results/plot.py results/ALE-Breakout-v5 --run runs/<run>   # TensorBoard to curve.csv first
+    python results/plot.py runs/<run>                    # to curve.csv and curve.png there
+    python results/plot.py runs/<run> runs/<other run>   # seeds of one game, and their mean
+    python results/plot.py results/ALE-Breakout-v5       # from the curve.csv that is there
 """
 
-import csv
 import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
@@ -19,46 +23,53 @@ from evaluate import RANDOM_AND_HUMAN
 
 # Others' training returns in the same game and protocol: label, steps, mean return.
 # Dopamine: baselines/atari/data/breakout.json, means of 250,000 steps, drawn at their middle;
-# Adam is the mean of three of its five seeds, two from 1 M steps on; RMSprop of two of five.
+# those of five seeds over 0.75 to 1 M and 1 to 1.25 M steps.
 ANCHORS = {
-    "ALE-Breakout-v5": [
-        ("Dopamine, Adam", np.arange(6) * 0.25e6 + 0.125e6, (1.8, 6.5, 15.0, 19.1, 23.2, 27.3)),
-        ("Dopamine, RMSprop", np.arange(5) * 0.25e6 + 0.125e6, (1.6, 3.0, 4.2, 6.7, 10.3)),
+    "Breakout": [
+        ("Dopamine, Adam", (0.875e6, 1.125e6), (18.9, 23.7)),
+        ("Dopamine, RMSprop", (0.875e6, 1.125e6), (6.7, 9.3)),
     ]
 }
 
 
-def export(run: Path, path: Path) -> None:
-    """The returns of all finished games, from a run's TensorBoard events to a CSV."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all of them
-    events.Reload()
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("step", "return"))
-        for event in events.Scalars("charts/episodic_return"):
-            writer.writerow((event.step, f"{event.value:g}"))
+def returns_of(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and returns of all games: from curve.csv, or written to it from TensorBoard's events."""
+    path = directory / "curve.csv"
+    if list(directory.glob("events.out.tfevents*")):
+        events = EventAccumulator(str(directory), size_guidance={"scalars": 0})  # 0: all of them
+        events.Reload()
+        games = events.Scalars("charts/episodic_return")
+        lines = [f"{game.step},{game.value:g}\n" for game in games]
+        path.write_text("step,return\n" + "".join(lines))
+    return np.loadtxt(path, delimiter=",", skiprows=1, unpack=True)
 
 
-def main(directory: tyro.conf.Positional[Path], run: Path | None = None) -> None:
-    """Draw DIRECTORY/curve.csv as DIRECTORY/curve.png; --run writes the CSV from that run first."""
-    if run:
-        export(run, directory / "curve.csv")
-    steps, returns = np.loadtxt(directory / "curve.csv", delimiter=",", skiprows=1, unpack=True)
-    mean = np.convolve(returns, np.ones(100) / 100, mode="valid")  # of the last 100 games
-
+def main(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Draw curve.png into the first of DIRECTORIES, from all of them."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(steps, returns, ".", color="0.8", markersize=2, label="a game, in training")
-    axes.plot(steps[99:], mean, color="tab:blue", label="mean of the last 100 games")
-    for (label, x, y), marker in zip(ANCHORS.get(directory.name, ()), "s^"):
+    curves = []
+    for directory in directories:
+        steps, returns = returns_of(directory)
+        window = min(100, len(returns))
+        mean = np.convolve(returns, np.ones(window) / window, mode="valid")
+        curves.append((steps[window - 1 :], mean))
+        axes.plot(steps, returns, ".", color="0.8", markersize=2)
+        axes.plot(*curves[-1], label=f"{directory.name}: mean of the last {window} games")
+    if len(curves) > 1:
+        common = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 500)
+        mean = np.mean([np.interp(common, x, y) for x, y in curves], axis=0)
+        axes.plot(common, mean, color="black", linewidth=2, label=f"mean of {len(curves)} runs")
+    name = directories[0].name
+    game = name.split("-")[1]
+    for (label, x, y), marker in zip(ANCHORS.get(game, ()), "s^"):
         axes.plot(x, y, marker, color="tab:orange", markersize=5, label=label)
-    game = directory.name.split("-")[1]
     if game in RANDOM_AND_HUMAN:
         axes.axhline(RANDOM_AND_HUMAN[game][1], color="0.5", linestyle=":", label="human tester")
-    axes.set(xlabel="agent steps (4 frames each)", ylabel="return", title=directory.name)
-    axes.set(xlim=(0, 1.05 * steps[-1]), ylim=(min(0, returns.min()), None))
+    axes.set(xlabel="agent steps (4 frames each)", ylabel="return", title=name.split("__")[0])
+    axes.set(xlim=(0, None))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
     axes.legend(loc="upper left", frameon=False)
-    figure.savefig(directory / "curve.png", dpi=120)
+    figure.savefig(directories[0] / "curve.png", dpi=120)
 
 
 if __name__ == "__main__":
