@@ -6,11 +6,11 @@
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
 The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
---double-q that of [van Hasselt 2016], arXiv:1509.06461. A step is an agent step: one action in one
-game, 4 frames. N games are stepped at once: a vector step is N steps. In reading order: Args;
-make_env and make_vec_env, what the network sees; ReplayBuffer; QNetwork; linear_schedule,
-select_actions, td_loss; train, the loop; plumbing.
-"""
+--double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
+return. Replay breaks the correlation of successive steps; targets come from a copy, Q⁻, synced
+rarely, so that they don't chase themselves; 4 frames make an observation, so that motion is seen.
+A step is an agent step: one action in one game, 4 frames. A vector step is one in each of N games.
+In reading order: Args; what the network sees; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
 import dataclasses
@@ -58,7 +58,7 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between syncs (so in Nature's own code)
+    target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: updates)
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
     learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
@@ -101,7 +101,7 @@ class AtariPreprocessing(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return self._observation(), total_reward, terminated, truncated, info
 
     def _observation(self):
-        # Kept: a step that ends at once shows the picture of the step before, as in ALE.
+        # Written back, so that a step that ends at once repeats the picture before, as in ALE.
         self.frames[1] = np.maximum(self.frames[0], self.frames[1])
         return cv2.resize(self.frames[1], (84, 84), interpolation=cv2.INTER_AREA)
 
@@ -111,17 +111,16 @@ def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
     """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards."""
     env = gym.make(
         env_id, obs_type="grayscale", render_mode=render_mode,
-        frameskip=1,  # AtariPreprocessing skips; ALE/*-v5 would do it once more
+        frameskip=1,  # AtariPreprocessing skips; ALE/*-v5 would skip once more
         repeat_action_probability=repeat_action_probability,
-        max_num_frames_per_episode=max_episode_frames,  # its no-ops count, too
-    )
+        max_num_frames_per_episode=max_episode_frames)  # its no-ops count, too
     env = AtariPreprocessing(env, noop_max)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def make_vec_env(args: Args) -> gym.vector.VectorEnv:
-    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards. The
-    step after a game ended ignores its action, and shows the next game's first observation."""
+    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards.
+    The step after a game ended ignores its action, and shows the next game's first observation."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
         autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, noop_max=30, frameskip=4, stack_num=4,
@@ -130,8 +129,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         reward_clipping=False,  # returns are reported raw; train() clips the rewards it stores
         episodic_life=False,  # it would start a new game at every lost life
         life_loss_info=False,  # train() reads infos["lives"]
-        use_fire_reset=False,  # select_actions() presses FIRE
-    )
+        use_fire_reset=False)  # select_actions() presses FIRE
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # of the last 100 games
 
 
@@ -146,12 +144,11 @@ class ReplayBuffer:
     what came of it, and whether the game was over there, with that frame its last. The next slot
     holds the next frame. A game of 3 frames, then another:
 
-        slot    0  1  2  3  4       transitions: slots 0, 1, 3; not 2, since 4 doesn't follow 3
-        frame   1  2  3  4  5       obs in slot 4: (-, -, 4, 5), blank up to the last `over`
-        over          x
+        slot    0  1  2  3  4     no transitions: slot 2, as d is another game's; slot 4 as yet,
+        frame   a  b  c  d  e     as its next frame is to come. The observation of slot 4 is
+        over          x           (blank, blank, d, e): what is before an `over` is not its own
 
-    1,000,000 transitions take 7.06 GB; stored as stacks they would take 28.2 GB, as pairs 56.4 GB.
-    """
+    1,000,000 transitions take 7.06 GB; as stacks they would take 28.2 GB, as pairs 56.4 GB."""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
@@ -163,8 +160,8 @@ class ReplayBuffer:
         self.position, self.size = 0, 0  # the slot to be written next; how many were written
 
     def __len__(self) -> int:
-        """Steps to draw from: not the newest, whose next frame is to come, nor the 4 slots after it
-        in the ring: one will be written next, the others' stacks reach across it."""
+        """Steps to draw from: not the newest, whose next frame is to come, nor the 3 slots after it
+        in a full ring, whose stacks would reach back across it."""
         return max(0, min(self.size - 1, self.slots - 4)) * self.num_envs
 
     def add(self, frames, actions, rewards, terminations, over) -> None:
@@ -183,8 +180,9 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Where a game was over there is no transition. Draw more steps than needed, sort those to
-        # the end (False before True) and keep the first B: no loop, and no waiting for a GPU.
+        # Where a game was over is no transition. Draw over twice as many as needed, sort those to
+        # the end (False before True), keep the first B. They suffice since endings are rare, and
+        # there is no loop, which would wait for a GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
@@ -238,9 +236,9 @@ def find_fire(actions: list) -> int | None:
 
 
 def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) from q_values (N, A), but `fire`, where a game has that action,
-    in the first two steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits
-    for FIRE, forever if need be, and a sticky action may swallow one of the two."""
+    """Epsilon-greedy actions (N,) from q_values (N, A), but `fire` (unless None) in the first two
+    steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE, forever
+    if need be, and a sticky action may swallow one of the two."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
@@ -266,7 +264,9 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
 def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
-    saved = None if args.resume is None else load_latest(args.resume)
+    saved = None
+    if args.resume is not None:
+        saved = load_checkpoint(Path(args.resume, "latest.pt"), "target", "optimizer", "replay")
     total = args.total_timesteps
     if args.learning_starts >= total or args.exploration_steps > total:  # no room to learn in
         starts = min(args.learning_starts, total // 10 or 1)
@@ -280,8 +280,8 @@ def train(args: Args, signals=()) -> Path:
     q_network = QNetwork(int(envs.single_action_space.n))
     q_network.to(device, memory_format=torch.channels_last)  # the faster layout
     target_network = copy.deepcopy(q_network)
-    # RMSprop is Adam without momentum (but for its bias correction, gone after 100 steps); fused is
-    # one pass over memory. Nature: centred, eps 0.01 under the root, which damps most steps here.
+    # RMSprop is Adam without momentum, but for a bias correction gone after 100 steps. Adam alone
+    # has a fused form, one pass over memory. Nature: centred, eps 0.01, which shrinks most steps.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
     capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are never drawn
@@ -299,12 +299,11 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts - len(buffer), 0) + args.num_envs
+    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)
     when = f"learning from step {first:,} on" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
-    def due(every: int) -> int:
-        """How many multiples of `every` the last vector step reached: in (step - N, step]."""
+    def due(every: int) -> int:  # its multiples in (step - N, step]: 4, if 4 and N = 16
         return step // every - (step - args.num_envs) // every
 
     report_step, report_time = step, time.monotonic()
@@ -317,7 +316,7 @@ def train(args: Args, signals=()) -> Path:
             seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
-            obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32
+            obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
             lives = infos["lives"]
             over = np.zeros(args.num_envs, dtype=bool)  # whether obs is a game's last
             steps_in_life = np.zeros(args.num_envs, dtype=int)
@@ -345,8 +344,8 @@ def train(args: Args, signals=()) -> Path:
         step += args.num_envs
         finished = step >= total or bool(signals)
 
-        # store; a truncation is not terminal: only the time was up, and what next_obs is worth in
-        # the game still belongs to the target
+        # store; a truncated game is not terminal: it could have gone on, so its target still has
+        # the value of next_obs. `over` is the step before's: obs ended its game, no transition.
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
@@ -354,7 +353,7 @@ def train(args: Args, signals=()) -> Path:
         lives = infos["lives"]
         obs = next_obs
 
-        # sync
+        # sync: Q⁻ becomes a copy of Q
         if due(args.target_network_frequency):
             target_network.load_state_dict(q_network.state_dict())
 
@@ -365,8 +364,8 @@ def train(args: Args, signals=()) -> Path:
         save = finished or due(args.checkpoint_frequency)
         report = finished or due(10_000)
         if (save or report) and loss is not None and not loss.isfinite():
-            refuse(f"loss {loss.item()} at step {step:,}; {run_dir}/latest.pt is from before", 1)
-        if save:  # before printing, which a stopped terminal can hold up
+            refuse(f"loss {loss.item()} at step {step:,}; what was saved before is whole", 1)
+        if save:  # first, since printing may block
             checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
             save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
             checkpoint["target"] = target_network.state_dict()
@@ -397,7 +396,7 @@ def train(args: Args, signals=()) -> Path:
     return run_dir
 
 
-# Plumbing: bad input, files, the command line.
+# Plumbing
 
 
 def refuse(problem: str, code: int = 2) -> NoReturn:
@@ -438,16 +437,15 @@ def check(args: Args, saved: dict | None) -> str:
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
     require(device in ("cpu", best.type), "device", f"not available; there is cpu, {best.type}")
-    free = sys.maxsize  # where it is not known
+    free = sys.maxsize  # bytes, where it is not known
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     elif sys.platform == "linux":
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    fits = min(args.buffer_size, args.total_timesteps) <= free // 7063
+    fits = min(args.buffer_size, args.total_timesteps) * 7063 <= free
     require(fits, "buffer_size", f"{device} has memory for {free // 7063}")
     if saved:
-        fixed = ["env_id", "optimizer"] + ["num_envs", "buffer_size"] * bool(saved["replay"])
-        for name in fixed:
+        for name in ["env_id", "optimizer"] + ["num_envs", "buffer_size"] * bool(saved["replay"]):
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         done = saved["global_step"]
@@ -474,7 +472,8 @@ def load_checkpoint(path: Path | str, *more: str) -> dict:
     """What train() saved, on the CPU, its args as Args; refuse what lacks `more` or is damaged."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if wrong := set(saved["args"]) ^ set(vars(Args())) or set(more) - set(saved):
+        wrong = set(saved["args"]) ^ set(vars(Args())) | (set(more) - set(saved))
+        if wrong:
             raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
         if not all(weight.isfinite().all() for weight in saved["model"].values()):
             raise ValueError("weights that are not finite")
@@ -484,15 +483,10 @@ def load_checkpoint(path: Path | str, *more: str) -> dict:
         refuse(f"{path}: no whole checkpoint of this version, {reason}")
 
 
-def load_latest(run_dir: str) -> dict:
-    """All that a run saved to go on."""
-    return load_checkpoint(Path(run_dir, "latest.pt"), "target", "optimizer", "replay")
-
-
 if __name__ == "__main__":
     args = tyro.cli(Args)
     if args.resume is not None:  # the saved options are the defaults then
-        args = tyro.cli(Args, default=load_latest(args.resume)["args"])
+        args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -502,6 +496,6 @@ if __name__ == "__main__":
         train(args, signals)
     except OSError as error:
         place = error.filename or "TensorBoard's events"
-        refuse(f"{place}: {error.strerror}; --resume goes on from the checkpoint before", code=1)
+        refuse(f"{place}: {error.strerror}; what was saved before is whole, see --resume", 1)
     if signals:
         sys.exit(128 + signals[0])
