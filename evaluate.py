@@ -7,8 +7,8 @@
 
 Beside the scores stand the mean Q-value that was predicted at the states played and the mean
 discounted, clipped return that really followed them, which is how van Hasselt et al. 2016
-(arXiv:1509.06461) measure overestimation. Runs on the CPU. What was played is not lost: --json holds
-every finished checkpoint, and the table is printed of what there is.
+(arXiv:1509.06461) measure overestimation. Runs on the CPU. What was played is not lost: the table
+and --json hold every finished checkpoint, after Ctrl-C, too.
 """
 
 import dataclasses
@@ -25,15 +25,8 @@ import numpy as np
 import torch
 import tyro
 
-from dqn_atari import (
-    QNetwork,
-    find_fire,
-    load_checkpoint,
-    make_env,
-    make_vec_env,
-    refuse,
-    select_actions,
-)
+from dqn_atari import QNetwork, find_fire, load_checkpoint, make_env, make_vec_env
+from dqn_atari import refuse, select_actions
 
 Paths = Annotated[tuple[str, ...], tyro.conf.arg(metavar="CHECKPOINT ...")]
 CODECS = {".webm": "VP80", ".mp4": "mp4v"}  # browsers play the one, desktop players the other
@@ -92,22 +85,16 @@ def play(checkpoint: dict, options: Options) -> tuple[list[dict], list[dict]]:
         obs, rewards, terminations, truncations, infos = envs.step(actions)
         life_lost = (infos["lives"] < lives) & ~over
         ended = terminations | truncations
-        steps.append({
-            "predicted": q_values.max(1),
-            "reward": np.sign(rewards),
-            "life_ends": ended | (life_lost & args.terminal_on_life_loss),
-            "counted": (due > 0) & ~over,
-        })
+        life_ends = ended | (life_lost & args.terminal_on_life_loss)
+        counted = (due > 0) & ~over
+        steps.append({"predicted": q_values.max(1), "reward": np.sign(rewards),
+                      "life_ends": life_ends, "counted": counted})
         for i in np.flatnonzero(ended & (due > 0)):
             due[i] -= 1
-            games.append({
-                "return": float(infos["episode"]["r"][i]),
-                "length": int(infos["episode"]["l"][i]),
-                "capped": bool(truncations[i]),
-            })
+            score, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
+            games.append({"return": score, "length": length, "capped": bool(truncations[i])})
             capped = ", stopped at the frame cap" if truncations[i] else ""
-            score = f"{games[-1]['return']:g} in {games[-1]['length']} steps{capped}"
-            print(f"  game {len(games)}: {score}", flush=True)
+            print(f"  game {len(games)}: {score:g} in {length} steps{capped}", flush=True)
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
         lives = infos["lives"]
         over = ended
@@ -124,10 +111,7 @@ def overestimation(steps: list[dict], gamma: float) -> dict:
         following = step["reward"] + gamma * ~step["life_ends"] * following
         realised.extend(following[step["counted"]])
         predicted.extend(step["predicted"][step["counted"]])
-    return {
-        "predicted_q": float(np.mean(predicted)),
-        "realised_return": float(np.mean(realised)),
-    }
+    return {"predicted_q": float(np.mean(predicted)), "realised_return": float(np.mean(realised))}
 
 
 def evaluate(checkpoint: dict, options: Options) -> dict:
@@ -138,18 +122,13 @@ def evaluate(checkpoint: dict, options: Options) -> dict:
     random, human = RANDOM_AND_HUMAN.get(args.env_id[4:-3], (np.nan, np.nan))
     normalised = (scores.mean() - random) / (human - random)
     return {
-        "checkpoint": str(checkpoint["path"]),
-        "env_id": args.env_id,
-        "global_step": checkpoint["global_step"],
-        "epsilon": options.epsilon,
-        "seed": options.seed,
+        "checkpoint": checkpoint["path"],
+        "env_id": args.env_id, "global_step": checkpoint["global_step"],
+        "epsilon": options.epsilon, "seed": options.seed,
         "repeat_action_probability": args.repeat_action_probability,
         "episodes": len(games),
-        "mean": scores.mean(),
-        "std": scores.std(),
-        "median": float(np.median(scores)),
-        "min": scores.min(),
-        "max": scores.max(),
+        "mean": scores.mean(), "std": scores.std(), "median": float(np.median(scores)),
+        "min": scores.min(), "max": scores.max(),
         "capped": sum(game["capped"] for game in games),
         "human_normalised": None if np.isnan(normalised) else normalised,
         **overestimation(steps, args.gamma),
@@ -249,17 +228,9 @@ def check(options: Options) -> None:
             refuse(f"--{name.replace('_', '-')} {getattr(options, name)}: must be from 0 to 1")
     if options.video and Path(options.video).suffix not in (*CODECS, ".webp"):
         refuse(f"--video {options.video}: must end in .webm, .mp4 or .webp")
-    for name in ("video", "json"):
-        target = Path(getattr(options, name) or "x")
-        if target.is_dir() or not os.access(target.parent, os.W_OK):
+    for name, target in (("video", options.video), ("json", options.json)):
+        if target and (Path(target).is_dir() or not os.access(Path(target).parent, os.W_OK)):
             refuse(f"--{name} {target}: can't be written")
-
-
-def write_json(results: list[dict], path: str) -> None:
-    """Whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def main(options: Options) -> list[dict]:
@@ -272,7 +243,9 @@ def main(options: Options) -> list[dict]:
             print(checkpoint["path"])
             results.append(evaluate(checkpoint, options))
             if options.json:
-                write_json(results, options.json)
+                temporary = Path(f"{options.json}.tmp")  # whole or not at all
+                temporary.write_text(json.dumps(results, indent=1) + "\n")
+                temporary.replace(options.json)
     finally:  # after Ctrl-C, too
         if results:
             games = ", ".join(dict.fromkeys(result["env_id"] for result in results))
