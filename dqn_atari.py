@@ -8,8 +8,8 @@
 The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
 --double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
 return. Replay breaks the correlation of successive steps; targets come from a copy, Q⁻, synced
-rarely, so that they don't chase themselves; 4 frames make an observation, so that motion is seen.
-A step is an agent step: one action in one game, 4 frames. A vector step is one in each of N games.
+rarely, so that they don't chase themselves; pictures of 4 steps make an observation: motion shows.
+A step is an agent step: one action in one of N games, held for 4 frames.
 In reading order: Args; what the network sees; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
@@ -58,12 +58,12 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: updates)
+    target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: gradient steps)
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
     learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
-    exploration_steps: int = 1_000_000  # steps in which epsilon falls from start_e to end_e
+    exploration_steps: int = 1_000_000  # in which epsilon falls (Nature: from learning_starts on)
     double_q: bool = False  # the next action is the online network's choice, not the target's
 
 
@@ -141,8 +141,8 @@ class ReplayBuffer:
     """A ring of single frames, which are stacked when they are sampled.
 
     A slot holds one step of each of N games: the newest frame of the observation, the action taken,
-    what came of it, and whether the game was over there, with that frame its last. The next slot
-    holds the next frame. A game of 3 frames, then another:
+    what came of it, and `over`: whether this frame is its game's last. The next slot holds the next
+    frame. A game of 3 frames, then another:
 
         slot    0  1  2  3  4     no transitions: slot 2, as d is another game's; slot 4 as yet,
         frame   a  b  c  d  e     as its next frame is to come. The observation of slot 4 is
@@ -160,8 +160,8 @@ class ReplayBuffer:
         self.position, self.size = 0, 0  # the slot to be written next; how many were written
 
     def __len__(self) -> int:
-        """Steps to draw from: not the newest, whose next frame is to come, nor the 3 slots after it
-        in a full ring, whose stacks would reach back across it."""
+        """Steps to draw from: not the newest slot, whose next frame is to come; nor, in a full
+        ring, the 3 oldest, whose stacks would reach into it."""
         return max(0, min(self.size - 1, self.slots - 4)) * self.num_envs
 
     def add(self, frames, actions, rewards, terminations, over) -> None:
@@ -181,8 +181,8 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
         # Where a game was over is no transition. Draw over twice as many as needed, sort those to
-        # the end (False before True), keep the first B. They suffice since endings are rare, and
-        # there is no loop, which would wait for a GPU.
+        # the end (False before True), keep the first B: enough, since endings are rare. Drawing
+        # again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
@@ -268,7 +268,7 @@ def train(args: Args, signals=()) -> Path:
     if args.resume is not None:
         saved = load_checkpoint(Path(args.resume, "latest.pt"), "target", "optimizer", "replay")
     total = args.total_timesteps
-    if args.learning_starts >= total or args.exploration_steps > total:  # no room to learn in
+    if args.learning_starts >= total or args.exploration_steps > total:  # a short run: shrink both
         starts = min(args.learning_starts, total // 10 or 1)
         steps = min(args.exploration_steps, total // 2 or 1)
         args = dataclasses.replace(args, learning_starts=starts, exploration_steps=steps)
@@ -303,7 +303,7 @@ def train(args: Args, signals=()) -> Path:
     when = f"learning from step {first:,} on" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
-    def due(every: int) -> int:  # its multiples in (step - N, step]: 4, if 4 and N = 16
+    def due(every: int) -> int:  # how many multiples of it the last N steps passed
         return step // every - (step - args.num_envs) // every
 
     report_step, report_time = step, time.monotonic()
@@ -345,9 +345,9 @@ def train(args: Args, signals=()) -> Path:
         finished = step >= total or bool(signals)
 
         # store; a truncated game is not terminal: it could have gone on, so its target still has
-        # the value of next_obs. `over` is the step before's: obs ended its game, no transition.
+        # the value of next_obs. `over`, still the last step's, tells whether obs ended its game.
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
-        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)
+        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)  # rewards -1, 0 or 1
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
         over = terminations | truncations
         lives = infos["lives"]
@@ -429,8 +429,8 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; near it: {', '.join(near)}")
-    rare = args.checkpoint_frequency > args.num_envs
-    require(rare, "checkpoint_frequency", "must be more than --num-envs")
+    rare = args.checkpoint_frequency >= 4 * args.num_envs  # restarts leave enough transitions
+    require(rare, "checkpoint_frequency", "must be at least 4 times --num-envs")
     least = args.learning_starts + 5 * args.num_envs  # 4 slots are never drawn; and rounding
     require(args.buffer_size >= least, "buffer_size", f"--learning-starts needs at least {least}")
 
@@ -465,6 +465,8 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = error.__context__ or error  # torch.save hides the system's behind its own
+        if not isinstance(reason, OSError):
+            raise
         raise OSError(reason.errno, reason.strerror, str(path)) from None
 
 
@@ -488,7 +490,8 @@ if __name__ == "__main__":
     if args.resume is not None:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
     signals = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
+    for number in (signal.SIGINT, signal.SIGTERM, hangup):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, frame: signals.append(number))
     threading.excepthook = lambda error: None  # of TensorBoard's thread: train() meets it, too

@@ -70,7 +70,7 @@ def train(flags):
         ("--gamma nan", ["--gamma", "nan", "0 to 1"]),
         ("--seed -3", ["--seed", "-3"]),
         ("--seed 18446744073709551616", ["--seed", "2**32 - 1"]),
-        ("--checkpoint-frequency 16", ["--checkpoint-frequency", "16", "--num-envs"]),
+        ("--checkpoint-frequency 63", ["--checkpoint-frequency", "63", "--num-envs"]),
         ("--total-timesteps 10000 --buffer-size 1079", ["--buffer-size", "1079", "1080"]),
         (
             "--buffer-size 900000000000 --total-timesteps 900000000000",
