@@ -498,7 +498,9 @@ if __name__ == "__main__":
     try:
         train(args, signals)
     except OSError as error:
-        place = error.filename or "TensorBoard's events"
-        refuse(f"{place}: {error.strerror}; what was saved before is whole, see --resume", 1)
+        run_dir = Path(error.filename or "").parent
+        resume = f"; to go on: python dqn_atari.py --resume {run_dir}"
+        there = Path(run_dir, "latest.pt").exists()
+        refuse(f"{error.filename or 'TensorBoard'}: {error.strerror}{resume * there}", code=1)
     if signals:
         sys.exit(128 + signals[0])

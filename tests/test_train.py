@@ -397,14 +397,20 @@ def test_runs_started_at_the_same_time_have_directories_of_their_own(monkeypatch
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before():
-    """The limit on a file's size stands for the disk's."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**7, 10**7))  # noqa: E731
-    process = launch(*flags_of(ENDLESS), preexec_fn=limit, stderr=subprocess.PIPE)
+    """The limit on a file's size stands for the disk's: with the optimizer's state it is reached."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 10**7, 2 * 10**7))
+
+    args = tiny(total_timesteps=10**6, learning_starts=400, buffer_size=10**4, **REAL)
+    process = launch(*flags_of(args), preexec_fn=limit, stderr=subprocess.PIPE)
     _, error = process.communicate(timeout=120)
     (line,) = error.splitlines()
-    assert "latest.pt: File too large" in line and "--resume" in line and process.returncode == 1
     (run_dir,) = Path("runs").iterdir()
-    assert (run_dir / "model_320.pt").exists() and not list(run_dir.glob("*.tmp"))
+    assert f"{run_dir}/latest.pt: File too large" in line and process.returncode == 1
+    assert f"python dqn_atari.py --resume {run_dir}" in line
+    assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
+    assert not list(run_dir.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("where", ["a file", "removed", "too long"])
