@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How fast, and with how much memory, the script learns. Run by hand; it is no test.
 
     python tests/benchmark.py                     # the default flags, on this machine
