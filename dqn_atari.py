@@ -8,8 +8,7 @@
 The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
 --double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
 return. Replay breaks the correlation of successive steps; targets come from a copy, Q⁻, synced
-rarely, so that they don't chase themselves; pictures of 4 steps make an observation: motion shows.
-A step is an agent step: one action in one of N games, held for 4 frames.
+rarely, so that they don't chase themselves. A step is an action in one of N games, for 4 frames.
 In reading order: Args; what the network sees; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
@@ -22,10 +21,9 @@ import threading
 import time
 from collections import namedtuple
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import ale_py
-import cv2
 import gymnasium as gym
 import numpy as np
 import torch
@@ -67,70 +65,31 @@ class Args:
     double_q: bool = False  # the next action is the online network's choice, not the target's
 
 
-class AtariPreprocessing(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """For one game, what ALE's vector environment does in C++ (make_vec_env), to the last pixel:
-    no-ops at the start, each action held for 4 frames, the brighter of the last two frames (some
-    sprites are drawn in every other frame only), grey, 84 x 84."""
-
-    def __init__(self, env: gym.Env, noop_max: int):
-        gym.utils.RecordConstructorArgs.__init__(self, noop_max=noop_max)
-        gym.Wrapper.__init__(self, env)
-        self.noop_max = noop_max
-        self.observation_space = gym.spaces.Box(0, 255, (84, 84), np.uint8)
-
-    def reset(self, *, seed=None, options=None):
-        _, info = self.env.reset(seed=seed, options=options)
-        ale = self.unwrapped.ale
-        for _ in range(self.np_random.integers(max(self.noop_max, 1))):  # 0 to 29; Nature: to 30
-            ale.act(ale_py.Action.NOOP)  # step(0) is FIRE in Backgammon
-            if ale.game_over():
-                ale.reset_game()
-        frame = ale.getScreenGrayscale()
-        self.frames = [np.zeros_like(frame), frame]  # the last but one and the last
-        return self._observation(), info | {"lives": ale.lives()}
-
-    def step(self, action):
-        total_reward = 0.0
-        for i in range(4):
-            frame, reward, terminated, truncated, info = self.env.step(action)
-            total_reward += reward
-            if terminated or truncated:
-                break  # the frame on which a game ends is never shown, as in ALE
-            if i >= 2:
-                self.frames[i - 2] = frame
-        return self._observation(), total_reward, terminated, truncated, info
-
-    def _observation(self):
-        # Written back, so that a step that ends at once repeats the picture before, as in ALE.
-        self.frames[1] = np.maximum(self.frames[0], self.frames[1])
-        return cv2.resize(self.frames[1], (84, 84), interpolation=cv2.INTER_AREA)
-
-
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards."""
+    """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards.
+    An action is held for 4 frames. The brighter of the last two (some sprites are drawn in every
+    other frame only), grey, 84 x 84, is a picture; the last 4 pictures are an observation."""
     env = gym.make(
-        env_id, obs_type="grayscale", render_mode=render_mode,
-        frameskip=1,  # AtariPreprocessing skips; ALE/*-v5 would skip once more
+        env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
-        max_num_frames_per_episode=max_episode_frames)  # its no-ops count, too
-    env = AtariPreprocessing(env, noop_max)
+        max_num_frames_per_episode=max_episode_frames)
+    has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # FIRE in Backgammon
+    env = gym.wrappers.AtariPreprocessing(env, noop_max if has_noop else 0)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def make_vec_env(args: Args) -> gym.vector.VectorEnv:
-    """N games in ALE's C++ threads, to train on: observations uint8 (N, 4, 84, 84), raw rewards.
-    The step after a game ended ignores its action, and shows the next game's first observation."""
+    """N games in ALE's C++ threads, to train on: the same as make_env's, (N, 4, 84, 84), but for
+    the step after a game's end: it ignores the action, and shows the next game's first frame."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
         autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, noop_max=30, frameskip=4, stack_num=4,
         repeat_action_probability=args.repeat_action_probability,
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
-        reward_clipping=False,  # returns are reported raw; train() clips the rewards it stores
         episodic_life=False,  # it would start a new game at every lost life
-        life_loss_info=False,  # train() reads infos["lives"]
-        use_fire_reset=False)  # select_actions() presses FIRE
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # of the last 100 games
+        reward_clipping=False, life_loss_info=False, use_fire_reset=False)  # train() does these
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # of the last 100
 
 
 # obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
@@ -138,17 +97,15 @@ Batch = namedtuple("Batch", "obs actions rewards next_obs terminations")
 
 
 class ReplayBuffer:
-    """A ring of single frames, which are stacked when they are sampled.
-
+    """A ring of single frames, which are stacked when they are sampled: 1,000,000 transitions take
+    7.06 GB; as stacks they would take 28.2 GB, as pairs of stacks 56.4 GB.
     A slot holds one step of each of N games: the newest frame of the observation, the action taken,
     what came of it, and `over`: whether this frame is its game's last. The next slot holds the next
-    frame. A game of 3 frames, then another:
+    frame. A game of 3 frames (its `terminations` is slot 1's: that action ended it), then another:
 
         slot    0  1  2  3  4     no transitions: slot 2, as d is another game's; slot 4 as yet,
         frame   a  b  c  d  e     as its next frame is to come. The observation of slot 4 is
-        over          x           (blank, blank, d, e): what is before an `over` is not its own
-
-    1,000,000 transitions take 7.06 GB; as stacks they would take 28.2 GB, as pairs 56.4 GB."""
+        over          x           (blank, blank, d, e): frames up to an `over` are not its own"""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
@@ -156,12 +113,11 @@ class ReplayBuffer:
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, dtype=torch.float32, device=device)
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.over = torch.ones(shape, dtype=torch.bool, device=device)
-        self.position, self.size = 0, 0  # the slot to be written next; how many were written
+        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten
+        self.position, self.size = 0, 0  # slot to write next; slots written
 
     def __len__(self) -> int:
-        """Steps to draw from: not the newest slot, whose next frame is to come; nor, in a full
-        ring, the 3 oldest, whose stacks would reach into it."""
+        """Steps to draw from: not the newest slot's nor, in a full ring, the 3 oldest slots'."""
         return max(0, min(self.size - 1, self.slots - 4)) * self.num_envs
 
     def add(self, frames, actions, rewards, terminations, over) -> None:
@@ -180,22 +136,20 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Where a game was over is no transition. Draw over twice as many as needed, sort those to
-        # the end (False before True), keep the first B: enough, since endings are rare. Drawing
-        # again in a loop would make the CPU wait for the GPU.
+        # Where `over` is set is no transition. Draw more than twice what is needed, sort those to
+        # the end, keep the first B: to draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
         slot = (self.position - 2 - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
-        kept = self.over[slot, game].argsort(stable=True)[:batch_size]
+        kept = self.over[slot, game].argsort()[:batch_size]
         slot, game = slot[kept], game[kept]  # (B,)
-        # The observation's 4 frames and the next one, as rows of the frames laid end to end, since
-        # index_select is several times as fast as frames[window, game].
+        # The 4 frames and the next one, as rows: index_select is faster than frames[window, game].
         window = (slot[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (B, 5)
         rows = window * self.num_envs + game[:, None]  # (B, 5)
         stack = self.frames.flatten(0, 1).index_select(0, rows.flatten()).view(-1, 5, 84, 84)
-        for i in range(3):  # over at frame i: it and those before are an earlier game's
+        for i in range(3):  # over at frame i: frames up to i aren't this game's
             stack[:, : i + 1] *= ~self.over[window[:, i], game][:, None, None, None]
         return Batch(stack[:, :4], self.actions[slot, game].long(), self.rewards[slot, game],
                      stack[:, 1:], self.terminations[slot, game])
@@ -218,8 +172,7 @@ class QNetwork(nn.Module):
             nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(),  # (B, 64, 7, 7)
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
-            nn.Linear(512, num_actions),  # (B, A)
-        )
+            nn.Linear(512, num_actions))  # (B, A)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return self.network(obs.to(memory_format=torch.channels_last) / 255.0)
@@ -230,19 +183,16 @@ def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> floa
     return start_e + (end_e - start_e) * min(t / duration, 1.0)
 
 
-def find_fire(actions: list) -> int | None:
-    """The place of FIRE among a game's actions, None where it has none."""
-    return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
-
-
-def select_actions(q_values, epsilon, steps_in_life, fire, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) from q_values (N, A), but `fire` (unless None) in the first two
-    steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE, forever
-    if need be, and a sticky action may swallow one of the two."""
+def select_actions(q_values, epsilon, steps_in_life, action_set, rng) -> np.ndarray:
+    """Epsilon-greedy actions (N,) from q_values (N, A); but FIRE, if the action_set has it, in the
+    first two steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE,
+    forever if need be, and a sticky action may swallow one of the two."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
     actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
-    return actions if fire is None else np.where(steps_in_life < 2, fire, actions)
+    if ale_py.Action.FIRE not in action_set:
+        return actions
+    return np.where(steps_in_life < 2, action_set.index(ale_py.Action.FIRE), actions)
 
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
@@ -264,27 +214,24 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
 def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
-    saved = None
-    if args.resume is not None:
-        saved = load_checkpoint(Path(args.resume, "latest.pt"), "target", "optimizer", "replay")
+    saved = args.resume and load_checkpoint(Path(args.resume, "latest.pt"), whole=True)
     total = args.total_timesteps
     if args.learning_starts >= total or args.exploration_steps > total:  # a short run: shrink both
-        starts = min(args.learning_starts, total // 10 or 1)
-        steps = min(args.exploration_steps, total // 2 or 1)
-        args = dataclasses.replace(args, learning_starts=starts, exploration_steps=steps)
+        args = dataclasses.replace(
+            args, learning_starts=min(args.learning_starts, total // 10 or 1),
+            exploration_steps=min(args.exploration_steps, total // 2 or 1))
     device = check(args, saved)
-
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
-    fire = find_fire(envs.unwrapped.ale.get_action_set())
-    q_network = QNetwork(int(envs.single_action_space.n))
+    action_set = envs.unwrapped.ale.get_action_set()
+    q_network = QNetwork(len(action_set))
     q_network.to(device, memory_format=torch.channels_last)  # the faster layout
     target_network = copy.deepcopy(q_network)
-    # RMSprop is Adam without momentum, but for a bias correction gone after 100 steps. Adam alone
-    # has a fused form, one pass over memory. Nature: centred, eps 0.01, which shrinks most steps.
+    # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
+    # only Adam has a fused form, one pass over memory. Nature: centred, eps 0.01: small steps.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
-    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are never drawn
+    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 are not drawn
     buffer = ReplayBuffer(capacity, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:
@@ -299,20 +246,19 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)
-    when = f"learning from step {first:,} on" if first < total else "too short to learn"
+    first = step + max(args.learning_starts + args.num_envs - buffer.size * args.num_envs, 0)
+    when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
     def due(every: int) -> int:  # how many multiples of it the last N steps passed
         return step // every - (step - args.num_envs) // every
 
-    report_step, report_time = step, time.monotonic()
-    loss = None
+    last_step, last_time = step, time.monotonic()
+    loss = q_pred = torch.zeros(1)  # until learning starts
     restart, finished = True, False
     while not finished:  # until all steps are done or a signal came
         if restart:
-            # All games begin, at the start and after a checkpoint with the replay: from one seed
-            # hashed from (seed, step), so that no game's or generator's state need be saved.
+            # All games begin, from a hash of (seed, step): nothing of their state need be saved.
             seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
@@ -321,15 +267,13 @@ def train(args: Args, signals=()) -> Path:
             over = np.zeros(args.num_envs, dtype=bool)  # whether obs is a game's last
             steps_in_life = np.zeros(args.num_envs, dtype=int)
             buffer.end_games()
-            restart = False
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
-        with torch.no_grad():
-            q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
-        actions = select_actions(q_values, epsilon, steps_in_life, fire, rng)
+        q_values = q_network(torch.as_tensor(obs, device=device)).numpy(force=True)  # (N, A)
+        actions = select_actions(q_values, epsilon, steps_in_life, action_set, rng)
 
-        # learn, before the games are stepped: a GPU goes on with it while they are
+        # learn, before the games are stepped: a GPU computes on while they play
         updates = due(args.train_frequency) if len(buffer) >= args.learning_starts else 0
         for _ in range(updates):
             batch = buffer.sample(args.batch_size)
@@ -352,7 +296,6 @@ def train(args: Args, signals=()) -> Path:
         over = terminations | truncations
         lives = infos["lives"]
         obs = next_obs
-
         # sync: Q⁻ becomes a copy of Q
         if due(args.target_network_frequency):
             target_network.load_state_dict(q_network.state_dict())
@@ -362,9 +305,11 @@ def train(args: Args, signals=()) -> Path:
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
         save = finished or due(args.checkpoint_frequency)
-        report = finished or due(10_000)
-        if (save or report) and loss is not None and not loss.isfinite():
-            refuse(f"loss {loss.item()} at step {step:,}; what was saved before is whole", 1)
+        restart = save and args.save_replay
+        if not save and not due(10_000):
+            continue
+        if not loss.isfinite():
+            refuse(f"loss {loss.item()} at step {step:,}, not saved", 1)
         if save:  # first, since printing may block
             checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
             save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
@@ -372,34 +317,27 @@ def train(args: Args, signals=()) -> Path:
             checkpoint["optimizer"] = optimizer.state_dict()
             checkpoint["replay"] = vars(buffer) if args.save_replay else None
             save_checkpoint(checkpoint, run_dir / "latest.pt")
-            restart = args.save_replay
-        if report:
-            sps = (step - report_step) / (time.monotonic() - report_time)
-            report_step, report_time = step, time.monotonic()
-            writer.add_scalar("charts/SPS", sps, step)
-            writer.add_scalar("charts/epsilon", epsilon, step)
-            if loss is not None:
-                writer.add_scalar("losses/td_loss", loss.item(), step)
-                writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-            returns = envs.return_queue or [np.nan]  # of the last 100 games
-            say(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  "
-                f"ETA {max(total - step, 0) / sps / 3600:.2f} h  epsilon {epsilon:.3f}  "
-                f"episodes {envs.episode_count}  return {np.mean(returns):.1f} "
-                f"(max {max(returns):.0f}, last 100)  "
-                f"loss {np.nan if loss is None else loss.item():.4f}  "
-                f"buffer {buffer.size / buffer.slots:.0%}")
+        sps = (step - last_step) / (time.monotonic() - last_time)
+        last_step, last_time = step, time.monotonic()
+        writer.add_scalar("charts/SPS", sps, step)
+        writer.add_scalar("charts/epsilon", epsilon, step)
+        writer.add_scalar("losses/td_loss", loss.item(), step)
+        writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
+        left = max(total - step, 0)
+        returns = envs.return_queue or [np.nan]  # of the last 100 games
+        say(f"step {step:,} ({1 - left / total:.1%})  SPS {sps:.0f}  "
+            f"ETA {left / sps / 3600:.2f} h  epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
+            f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
+            f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
 
-    envs.close()
     writer.close()
     if step < total:
         say(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
     return run_dir
 
 
-# Plumbing
-
-
-def refuse(problem: str, code: int = 2) -> NoReturn:
+# Plumbing: bad input, checkpoints, the command line
+def refuse(problem: str, code: int = 2):
     """One line on stderr, and out: with 2 for bad input, with 1 where a run can't go on."""
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(code)
@@ -415,74 +353,65 @@ def say(line: str) -> None:
 
 def check(args: Args, saved: dict | None) -> str:
     """Refuse what can't work here, or in the run to be resumed; return the device."""
-
     def require(holds: bool, name: str, hint: str) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
 
+    games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
+    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
+    require(args.env_id in games, "env_id", f"not one of ALE/*-v5; near it: {near}")
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart spends a slot
+             "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 are never drawn, 1 rounds
     for name, value in vars(args).items():
-        if type(value) is int and name != "seed":
-            require(value >= 1, name, "must be at least 1")
+        if type(value) is int:
+            low = least.get(name, 1)
+            require(low <= value < 2**32, name, f"must be from {low} to 2**32 - 1")
         if type(value) is float:
             require(0 <= value <= 1, name, "must be from 0 to 1")
-    require(0 <= args.seed < 2**32, "seed", "must be from 0 to 2**32 - 1")
-    games = [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")]
-    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    require(args.env_id in games, "env_id", f"not one of ALE/*-v5; near it: {', '.join(near)}")
-    rare = args.checkpoint_frequency >= 4 * args.num_envs  # restarts leave enough transitions
-    require(rare, "checkpoint_frequency", "must be at least 4 times --num-envs")
-    least = args.learning_starts + 5 * args.num_envs  # 4 slots are never drawn; and rounding
-    require(args.buffer_size >= least, "buffer_size", f"--learning-starts needs at least {least}")
-
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
-    require(device in ("cpu", best.type), "device", f"not available; there is cpu, {best.type}")
-    free = sys.maxsize  # bytes, where it is not known
-    if device == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    elif sys.platform == "linux":
-        free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    fits = min(args.buffer_size, args.total_timesteps) * 7063 <= free
-    require(fits, "buffer_size", f"{device} has memory for {free // 7063}")
+    require(device in ("cpu", best.type), "device", f"there is cpu, {best.type}")
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
+    if device == "cpu" and sys.platform == "linux":
+        free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
+    held = min(args.buffer_size, args.total_timesteps)
+    require(held * 7063 <= free, "buffer_size", f"{device} has memory for {free // 7063}")
     if saved:
-        for name in ["env_id", "optimizer"] + ["num_envs", "buffer_size"] * bool(saved["replay"]):
+        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["replay"]):
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
-        done = saved["global_step"]
-        require(args.total_timesteps > done, "total_timesteps", f"{done} are done already")
+        require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
     return device
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write to another name, then rename: a kill leaves the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
+    partial = path.with_suffix(".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(partial, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        reason = error.__context__ or error  # torch.save hides the system's behind its own
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(reason.errno, reason.strerror, str(path)) from None
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save hides the system's behind its own
+        partial.unlink(missing_ok=True)
+        reason = error.__context__ or error
+        raise OSError(f"{path}: {reason}; to go on: python dqn_atari.py --resume {path.parent}")
 
 
-def load_checkpoint(path: Path | str, *more: str) -> dict:
-    """What train() saved, on the CPU, its args as Args; refuse what lacks `more` or is damaged."""
+def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
+    """What train() saved, on the CPU, its args as Args; refuse what is damaged or not `whole`."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        wrong = set(saved["args"]) ^ set(vars(Args())) | (set(more) - set(saved))
-        if wrong:
-            raise ValueError(f"missing or unknown: {', '.join(sorted(wrong))}")
+        needed = {"target", "optimizer", "replay"} if whole else set()
+        missing = needed - set(saved) | set(vars(Args())) - set(saved["args"])
+        if missing:
+            raise ValueError(f"without {missing}")
         if not all(weight.isfinite().all() for weight in saved["model"].values()):
-            raise ValueError("weights that are not finite")
+            raise ValueError("weights not finite")
         return saved | {"args": Args(**saved["args"]), "global_step": int(saved["global_step"])}
     except Exception as error:  # torch.load has a dozen ways to say it
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        refuse(f"{path}: no whole checkpoint of this version, {reason}")
+        refuse(f"{path}: no whole checkpoint of this version: {error!r}")
 
 
 if __name__ == "__main__":
@@ -490,17 +419,12 @@ if __name__ == "__main__":
     if args.resume is not None:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
     signals = []
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
-    for number in (signal.SIGINT, signal.SIGTERM, hangup):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, frame: signals.append(number))
-    threading.excepthook = lambda error: None  # of TensorBoard's thread: train() meets it, too
+    threading.excepthook = lambda error: None  # TensorBoard's thread; train() gets its error, too
     try:
         train(args, signals)
-    except OSError as error:
-        run_dir = Path(error.filename or "").parent
-        resume = f"; to go on: python dqn_atari.py --resume {run_dir}"
-        there = Path(run_dir, "latest.pt").exists()
-        refuse(f"{error.filename or 'TensorBoard'}: {error.strerror}{resume * there}", code=1)
-    if signals:
-        sys.exit(128 + signals[0])
+        sys.exit(128 + signals[0] if signals else 0)
+    except OSError as error:  # a full disk, a place that can't be written
+        refuse(str(error), 1)

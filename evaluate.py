@@ -8,8 +8,7 @@
 Beside the scores stand the mean Q-value that was predicted at the states played and the mean
 discounted, clipped return that really followed them, which is how van Hasselt et al. 2016
 (arXiv:1509.06461) measure overestimation. Runs on the CPU. What was played is not lost: the table
-and --json hold every finished checkpoint, after Ctrl-C, too.
-"""
+and --json hold every finished checkpoint, after Ctrl-C, too."""
 
 import dataclasses
 import itertools
@@ -25,8 +24,7 @@ import numpy as np
 import torch
 import tyro
 
-from dqn_atari import QNetwork, find_fire, load_checkpoint, make_env, make_vec_env
-from dqn_atari import refuse, select_actions
+from dqn_atari import QNetwork, load_checkpoint, make_env, make_vec_env, refuse, select_actions
 
 Paths = Annotated[tuple[str, ...], tyro.conf.arg(metavar="CHECKPOINT ...")]
 CODECS = {".webm": "VP80", ".mp4": "mp4v"}  # browsers play the one, desktop players the other
@@ -52,25 +50,24 @@ def load(path: str, options: Options) -> dict:
         args.repeat_action_probability = options.repeat_action_probability
     args.num_envs = min(options.episodes, 16)
     try:
-        num_actions = int(make_vec_env(dataclasses.replace(args, num_envs=1)).single_action_space.n)
-        network = QNetwork(num_actions).to(memory_format=torch.channels_last)
-        network.load_state_dict(checkpoint["model"])
-    except (gym.error.Error, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        refuse(f"{path}: holds no network for the actions of {args.env_id}: {reason}")
+        if not (0 <= args.repeat_action_probability <= 1 and 0 <= args.gamma <= 1):
+            raise ValueError("repeat_action_probability or gamma is not from 0 to 1")
+        one_game = make_vec_env(dataclasses.replace(args, num_envs=1))
+        network = QNetwork(int(one_game.single_action_space.n))
+        network.to(memory_format=torch.channels_last).load_state_dict(checkpoint["model"])
+    except (gym.error.Error, RuntimeError, TypeError, ValueError) as error:
+        refuse(f"{path}: holds no network for the actions of {args.env_id}: {error!r}")
     return checkpoint | {"path": path, "network": network}
 
 
 @torch.no_grad()
 def play(checkpoint: dict, options: Options) -> tuple[list[dict], list[dict]]:
-    """Play options.episodes whole games; returns the games, and what was seen at every step.
-
-    The games are dealt evenly to those played side by side: had the first to end been counted,
-    short games would be too many.
-    """
+    """Play options.episodes whole games; returns the games, and what was seen at every step. The
+    games are dealt evenly to those played side by side: had the first to end been counted, short
+    games would be too many."""
     args = checkpoint["args"]
     envs = make_vec_env(args)
-    fire = find_fire(envs.unwrapped.ale.get_action_set())
+    action_set = envs.unwrapped.ale.get_action_set()
     rng = np.random.default_rng(options.seed)
     obs, infos = envs.reset(seed=options.seed)
     lives = infos["lives"]
@@ -81,14 +78,13 @@ def play(checkpoint: dict, options: Options) -> tuple[list[dict], list[dict]]:
     games, steps = [], []
     while due.any():
         q_values = checkpoint["network"](torch.as_tensor(obs)).numpy()
-        actions = select_actions(q_values, options.epsilon, steps_in_life, fire, rng)
+        actions = select_actions(q_values, options.epsilon, steps_in_life, action_set, rng)
         obs, rewards, terminations, truncations, infos = envs.step(actions)
         life_lost = (infos["lives"] < lives) & ~over
         ended = terminations | truncations
-        life_ends = ended | (life_lost & args.terminal_on_life_loss)
-        counted = (due > 0) & ~over
         steps.append({"predicted": q_values.max(1), "reward": np.sign(rewards),
-                      "life_ends": life_ends, "counted": counted})
+                      "life_ends": ended | (life_lost & args.terminal_on_life_loss),
+                      "counted": (due > 0) & ~over})
         for i in np.flatnonzero(ended & (due > 0)):
             due[i] -= 1
             score, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
@@ -105,12 +101,12 @@ def play(checkpoint: dict, options: Options) -> tuple[list[dict], list[dict]]:
 def overestimation(steps: list[dict], gamma: float) -> dict:
     """The mean Q-value predicted at the states played, and the mean return that followed them, up
     to the end of a life: discounted, of clipped rewards."""
-    predicted, realised = [], []
+    realised = []
     following = 0.0  # (N,), the return from the step after
     for step in reversed(steps):
         following = step["reward"] + gamma * ~step["life_ends"] * following
         realised.extend(following[step["counted"]])
-        predicted.extend(step["predicted"][step["counted"]])
+    predicted = np.concatenate([step["predicted"][step["counted"]] for step in steps])
     return {"predicted_q": float(np.mean(predicted)), "realised_return": float(np.mean(realised))}
 
 
@@ -122,18 +118,14 @@ def evaluate(checkpoint: dict, options: Options) -> dict:
     random, human = RANDOM_AND_HUMAN.get(args.env_id[4:-3], (np.nan, np.nan))
     normalised = (scores.mean() - random) / (human - random)
     return {
-        "checkpoint": checkpoint["path"],
-        "env_id": args.env_id, "global_step": checkpoint["global_step"],
+        "checkpoint": checkpoint["path"], "global_step": checkpoint["global_step"],
+        "env_id": args.env_id, "repeat_action_probability": args.repeat_action_probability,
         "epsilon": options.epsilon, "seed": options.seed,
-        "repeat_action_probability": args.repeat_action_probability,
-        "episodes": len(games),
+        "episodes": len(games), "capped": sum(game["capped"] for game in games),
         "mean": scores.mean(), "std": scores.std(), "median": float(np.median(scores)),
         "min": scores.min(), "max": scores.max(),
-        "capped": sum(game["capped"] for game in games),
         "human_normalised": None if np.isnan(normalised) else normalised,
-        **overestimation(steps, args.gamma),
-        "games": games,
-    }
+        **overestimation(steps, args.gamma), "games": games}
 
 
 def table(results: list[dict]) -> str:
@@ -143,15 +135,13 @@ def table(results: list[dict]) -> str:
     for r in results:
         human = "-" if r["human_normalised"] is None else f"{r['human_normalised']:.1%}"
         spread = f"{r['mean']:.2f} ± {r['std']:.2f}"
-        lines.append(
-            f"{r['global_step']:>12,} {r['episodes']:>5}  {spread:>19} {r['median']:>9g} "
-            f"{r['min']:>9g} {r['max']:>9g} {r['capped']:>6} {human:>7} "
-            f"{r['predicted_q']:>11.3f} {r['realised_return']:>8.3f}"
-        )
+        lines.append(f"{r['global_step']:>12,} {r['episodes']:>5}  {spread:>19} {r['median']:>9g} "
+                     f"{r['min']:>9g} {r['max']:>9g} {r['capped']:>6} {human:>7} "
+                     f"{r['predicted_q']:>11.3f} {r['realised_return']:>8.3f}")
     return "\n".join(lines)
 
 
-def draw(frame, q_values, action, meanings, text) -> np.ndarray:
+def draw(frame, q_values, action, action_set, text) -> np.ndarray:
     """A frame RGB (H, 160, 3), doubled, and a bar per action beside it: BGR (2 H, 560, 3)."""
     doubled = frame[:, :, ::-1].repeat(2, axis=0).repeat(2, axis=1)
     picture = np.pad(doubled, ((0, 0), (0, 240), (0, 0)), constant_values=24)
@@ -159,37 +149,35 @@ def draw(frame, q_values, action, meanings, text) -> np.ndarray:
     cv2.putText(picture, text, (332, 24), font, 0.5, white, 1, cv2.LINE_AA)
     low, high = min(q_values.min(), 0.0), max(q_values.max(), 1e-6)
     pitch = min(40, 370 // len(q_values))
-    for i, (value, meaning) in enumerate(zip(q_values, meanings)):
+    for i, (value, button) in enumerate(zip(q_values, action_set)):
         top, colour = 44 + i * pitch, green if i == action else grey
         right = 420 + int(130 * (value - low) / (high - low))
         cv2.rectangle(picture, (420, top), (max(right, 421), top + pitch // 2), colour, -1)
-        cv2.putText(picture, meaning, (332, top + 12), font, 0.36, colour, 1, cv2.LINE_AA)
+        cv2.putText(picture, button.name, (332, top + 12), font, 0.36, colour, 1, cv2.LINE_AA)
         cv2.putText(picture, f"{value:.2f}", (424, top + 12), font, 0.36, white, 1, cv2.LINE_AA)
     return picture
 
 
 @torch.no_grad()
 def pictures(checkpoint: dict, options: Options):
-    """Play one game in the in-file wrappers; yields a picture (BGR) and the score at every step."""
+    """Play one game in make_env's wrappers; yields a picture (BGR) and the score at every step."""
     args = checkpoint["args"]
     sticky = args.repeat_action_probability
     env = make_env(args.env_id, repeat_action_probability=sticky, render_mode="rgb_array")
-    fire = find_fire(env.unwrapped.ale.getMinimalActionSet())
-    meanings = env.unwrapped.get_action_meanings()
+    action_set = env.unwrapped.ale.getMinimalActionSet()
     rng = np.random.default_rng(options.seed)
     obs, info = env.reset(seed=options.seed)
     score = 0.0
     steps_in_life = np.zeros(1, dtype=int)
-    over = False
-    while not over:
+    terminated = truncated = False
+    while not terminated and not truncated:
         q_values = checkpoint["network"](torch.as_tensor(obs)[None]).numpy()  # (1, A)
-        action = int(select_actions(q_values, options.epsilon, steps_in_life, fire, rng)[0])
+        action = select_actions(q_values, options.epsilon, steps_in_life, action_set, rng)[0]
         text = f"score {score:g}   lives {info['lives']}"
-        picture = draw(env.render(), q_values[0], action, meanings, text)
+        picture = draw(env.render(), q_values[0], action, action_set, text)
         lives = info["lives"]
         obs, reward, terminated, truncated, info = env.step(action)
         score += reward
-        over = terminated or truncated
         steps_in_life = np.zeros(1, dtype=int) if info["lives"] < lives else steps_in_life + 1
         yield picture, score
 
@@ -234,6 +222,7 @@ def check(options: Options) -> None:
 
 
 def main(options: Options) -> list[dict]:
+    """Check, load, play, print and write; returns what evaluate() gave for each checkpoint."""
     check(options)
     checkpoints = [load(path, options) for path in options.checkpoints]
     checkpoints.sort(key=lambda checkpoint: checkpoint["global_step"])
@@ -257,8 +246,7 @@ def main(options: Options) -> list[dict]:
     return results
 
 
-# Scores of a random policy and of a human tester, the 0 and the 1 of the human-normalised score:
-# DQN Zoo, atari_data.py (github.com/google-deepmind/dqn_zoo).
+# The 0 and the 1 of the human-normalised score. Source: github.com/google-deepmind/dqn_zoo
 RANDOM_AND_HUMAN = {
     "Alien": (227.8, 7127.7), "Amidar": (5.8, 1719.5), "Assault": (222.4, 742.0),
     "Asterix": (210.0, 8503.3), "Asteroids": (719.1, 47388.7), "Atlantis": (12850.0, 29028.1),
@@ -270,17 +258,16 @@ RANDOM_AND_HUMAN = {
     "FishingDerby": (-91.7, -38.7), "Freeway": (0.0, 29.6), "Frostbite": (65.2, 4334.7),
     "Gopher": (257.6, 2412.5), "Gravitar": (173.0, 3351.4), "Hero": (1027.0, 30826.4),
     "IceHockey": (-11.2, 0.9), "Jamesbond": (29.0, 302.8), "Kangaroo": (52.0, 3035.0),
-    "Krull": (1598.0, 2665.5), "KungFuMaster": (258.5, 22736.3),
-    "MontezumaRevenge": (0.0, 4753.3), "MsPacman": (307.3, 6951.6),
-    "NameThisGame": (2292.3, 8049.0), "Phoenix": (761.4, 7242.6), "Pitfall": (-229.4, 6463.7),
-    "Pong": (-20.7, 14.6), "PrivateEye": (24.9, 69571.3), "Qbert": (163.9, 13455.0),
-    "Riverraid": (1338.5, 17118.0), "RoadRunner": (11.5, 7845.0), "Robotank": (2.2, 11.9),
-    "Seaquest": (68.4, 42054.7), "Skiing": (-17098.1, -4336.9), "Solaris": (1236.3, 12326.7),
-    "SpaceInvaders": (148.0, 1668.7), "StarGunner": (664.0, 10250.0), "Surround": (-10.0, 6.5),
-    "Tennis": (-23.8, -8.3), "TimePilot": (3568.0, 5229.2), "Tutankham": (11.4, 167.6),
-    "UpNDown": (533.4, 11693.2), "Venture": (0.0, 1187.5), "VideoPinball": (16256.9, 17667.9),
-    "WizardOfWor": (563.5, 4756.5), "YarsRevenge": (3092.9, 54576.9), "Zaxxon": (32.5, 9173.3),
-}
+    "Krull": (1598.0, 2665.5), "KungFuMaster": (258.5, 22736.3), "MontezumaRevenge": (0.0, 4753.3),
+    "MsPacman": (307.3, 6951.6), "NameThisGame": (2292.3, 8049.0), "Phoenix": (761.4, 7242.6),
+    "Pitfall": (-229.4, 6463.7), "Pong": (-20.7, 14.6), "PrivateEye": (24.9, 69571.3),
+    "Qbert": (163.9, 13455.0), "Riverraid": (1338.5, 17118.0), "RoadRunner": (11.5, 7845.0),
+    "Robotank": (2.2, 11.9), "Seaquest": (68.4, 42054.7), "Skiing": (-17098.1, -4336.9),
+    "Solaris": (1236.3, 12326.7), "SpaceInvaders": (148.0, 1668.7), "StarGunner": (664.0, 10250.0),
+    "Surround": (-10.0, 6.5), "Tennis": (-23.8, -8.3), "TimePilot": (3568.0, 5229.2),
+    "Tutankham": (11.4, 167.6), "UpNDown": (533.4, 11693.2), "Venture": (0.0, 1187.5),
+    "VideoPinball": (16256.9, 17667.9), "WizardOfWor": (563.5, 4756.5),
+    "YarsRevenge": (3092.9, 54576.9), "Zaxxon": (32.5, 9173.3)}
 
 
 if __name__ == "__main__":

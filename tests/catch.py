@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+from ale_py import Action
 
-NO_FIRE = SimpleNamespace(get_action_set=lambda: [])  # for ALE in a stand-in for its environment
+# For ALE in a stand-in for its environment.
+NO_FIRE = SimpleNamespace(get_action_set=lambda: [Action.LEFT, Action.NOOP, Action.RIGHT])
 
 
 class Catch(gym.vector.VectorEnv):

@@ -9,9 +9,8 @@ class SmallNetwork(nn.Module):
     def __init__(self, num_actions):
         super().__init__()
         self.network = nn.Sequential(
-            nn.AvgPool2d(12), nn.Flatten(), nn.Linear(4 * 7 * 7, 64), nn.ReLU(),
-            nn.Linear(64, num_actions),
+            nn.Flatten(), nn.Linear(4 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, num_actions)
         )  # fmt: skip
 
     def forward(self, obs):
-        return self.network(obs / 255.0)
+        return self.network(obs[:, :, ::12, ::12] / 255.0)

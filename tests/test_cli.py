@@ -53,16 +53,16 @@ def train(flags):
         ("--env-id CartPole-v1", ["--env-id", "ALE/"]),
         ("--env-id Nowhere/Breakout-v5", ["--env-id", "ALE/Breakout-v5"]),
         ("--env-id ALE/Breakout-v6", ["--env-id", "ALE/Breakout-v5"]),
-        ("--total-timesteps 0", ["--total-timesteps", "0", "at least 1"]),
-        ("--num-envs -1", ["--num-envs", "-1", "at least 1"]),
-        ("--batch-size 0", ["--batch-size", "at least 1"]),
-        ("--train-frequency 0", ["--train-frequency", "at least 1"]),
-        ("--learning-starts 0", ["--learning-starts", "at least 1"]),
-        ("--buffer-size 0", ["--buffer-size", "at least 1"]),
-        ("--target-network-frequency 0", ["--target-network-frequency", "at least 1"]),
-        ("--checkpoint-frequency 0", ["--checkpoint-frequency", "at least 1"]),
-        ("--exploration-steps 0", ["--exploration-steps", "at least 1"]),
-        ("--buffer-size 5000", ["--buffer-size", "5000", "--learning-starts", "50080"]),
+        ("--total-timesteps 0", ["--total-timesteps", "0", "from 1 to"]),
+        ("--num-envs -1", ["--num-envs", "-1", "from 1 to"]),
+        ("--batch-size 0", ["--batch-size", "from 1 to"]),
+        ("--train-frequency 0", ["--train-frequency", "from 1 to"]),
+        ("--learning-starts 0", ["--learning-starts", "from 1 to"]),
+        ("--buffer-size 0", ["--buffer-size", "from 50080 to"]),
+        ("--target-network-frequency 0", ["--target-network-frequency", "from 1 to"]),
+        ("--checkpoint-frequency 0", ["--checkpoint-frequency", "from 64 to"]),
+        ("--exploration-steps 0", ["--exploration-steps", "from 1 to"]),
+        ("--buffer-size 5000", ["--buffer-size", "5000", "from 50080 to"]),
         ("--repeat-action-probability 1.5", ["--repeat-action-probability", "1.5", "0 to 1"]),
         ("--end-e -0.1", ["--end-e", "-0.1", "0 to 1"]),
         ("--start-e 2", ["--start-e", "0 to 1"]),
@@ -70,10 +70,10 @@ def train(flags):
         ("--gamma nan", ["--gamma", "nan", "0 to 1"]),
         ("--seed -3", ["--seed", "-3"]),
         ("--seed 18446744073709551616", ["--seed", "2**32 - 1"]),
-        ("--checkpoint-frequency 63", ["--checkpoint-frequency", "63", "--num-envs"]),
-        ("--total-timesteps 10000 --buffer-size 1079", ["--buffer-size", "1079", "1080"]),
+        ("--checkpoint-frequency 63", ["--checkpoint-frequency", "63", "from 64 to"]),
+        ("--total-timesteps 10000 --buffer-size 1079", ["--buffer-size", "1079", "from 1080 to"]),
         (
-            "--buffer-size 900000000000 --total-timesteps 900000000000",
+            "--buffer-size 4000000000 --total-timesteps 4000000000",
             ["--buffer-size", "cpu has memory for"],
         ),
         pytest.param(
@@ -127,8 +127,7 @@ def test_bad_resumptions(capsys, trained):
         ("--env-id ALE/Pong-v5", ["--env-id", "ALE/Pong-v5", "ALE/Breakout-v5"]),
         ("--optimizer adam", ["--optimizer", "rmsprop"]),
         ("--num-envs 8", ["--num-envs", "has 4"]),
-        ("--buffer-size 500000", ["--buffer-size", "has 1000000"]),
-        ("--num-envs 4 --total-timesteps 64", ["--total-timesteps", "64 are done"]),
+        ("--num-envs 4 --total-timesteps 64", ["--total-timesteps", "64", "done already"]),
     ):
         if "--num-envs" not in flags:
             flags += " --num-envs 4"
@@ -149,10 +148,10 @@ DAMAGED = {
     "no model": ({k: v for k, v in checkpoint().items() if k != "model"}, ["model"]),
     "no step": ({k: v for k, v in checkpoint().items() if k != "global_step"}, ["global_step"]),
     "step": (checkpoint(global_step="many"), ["many"]),
-    "missing arg": (checkpoint(args=WITHOUT_GAMMA), ["missing or unknown", "gamma"]),
+    "missing arg": (checkpoint(args=WITHOUT_GAMMA), ["without", "gamma"]),
     "unknown arg": (
         checkpoint(args=dataclasses.asdict(Args()) | {"beta": 1}),
-        ["missing or unknown", "beta"],
+        ["unexpected", "beta"],
     ),
     "other": ({"weights": torch.zeros(3)}, ["args"]),
     "tensor": (torch.zeros(3), []),
@@ -185,7 +184,7 @@ def test_what_evaluates_but_does_not_resume(capsys, trained):
     older = latest | {"target_network": latest["target"]}
     del older["target"]
     torch.save(older, trained / "latest.pt")
-    words = ["of this version", "missing or unknown", "target"]
+    words = ["of this version", "without", "target"]
     refused(capsys, words, train, f"--resume {trained}")
     dqn_atari.load_checkpoint(trained / "latest.pt")
 

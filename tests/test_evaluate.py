@@ -8,7 +8,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ale_py import Action
 from catch import NO_FIRE, make_catch
+from small_network import SmallNetwork
 
 import evaluate
 from dqn_atari import Args, QNetwork
@@ -17,21 +19,28 @@ from evaluate import RANDOM_AND_HUMAN, Options, main
 
 def constant_network(path, q_values, args=Args(), step=100):
     """A checkpoint whose network says `q_values` whatever it sees."""
-    network = QNetwork(len(q_values))
+    network = evaluate.QNetwork(len(q_values))
     for parameter in network.parameters():
         parameter.data.zero_()
-    network.network[9].bias.data = torch.tensor(q_values)
+    network.network[-1].bias.data = torch.tensor(q_values)
     torch.save(
         {"model": network.state_dict(), "args": dataclasses.asdict(args), "global_step": step}, path
     )
     return str(path)
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    monkeypatch.setattr(evaluate, "QNetwork", SmallNetwork)
+
+
 def evaluated(path, options):
     return evaluate.evaluate(evaluate.load(path, options), options)
 
 
-def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(tmp_path, capsys):
+def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(
+    tmp_path, capsys, small_network
+):
     """The serve rule: without it Breakout waits for FIRE until the frame cap."""
     path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0])
     results = main(Options((path,), episodes=100, json=str(tmp_path / "out.json")))
@@ -48,7 +57,7 @@ def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(tmp_
     assert output.count("  game ") == 100 and "game 100: " in output
 
 
-def test_same_seed_same_games_and_other_seed_others(tmp_path):
+def test_same_seed_same_games_and_other_seed_others(tmp_path, small_network):
     path = constant_network(tmp_path / "model_100.pt", [0.0, 0.0, 1.0, 0.0])
     runs = [
         evaluated(path, Options((path,), episodes=4, epsilon=0.5, seed=seed))["games"]
@@ -57,7 +66,7 @@ def test_same_seed_same_games_and_other_seed_others(tmp_path):
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_stickiness_is_that_of_training_unless_told_otherwise(tmp_path):
+def test_stickiness_is_that_of_training_unless_told_otherwise(tmp_path, small_network):
     args = Args(repeat_action_probability=0.0)
     path = constant_network(tmp_path / "model_100.pt", [1.0, 0.0, 0.0, 0.0], args)
     for told, used in ((None, 0.0), (0.5, 0.5)):
@@ -203,7 +212,7 @@ def test_an_animation_holds_the_start_of_a_game(tmp_path):
 def test_drawing_marks_the_chosen_action():
     frame = np.zeros((210, 160, 3), np.uint8)
     for actions in (4, 18):
-        q_values, names = np.linspace(-1, 1, actions), ["ACTION"] * actions
+        q_values, names = np.linspace(-1, 1, actions), [Action.FIRE] * actions
         pictures = [evaluate.draw(frame, q_values, a, names, "") for a in range(actions)]
         assert all((pictures[0] != other).any() for other in pictures[1:])
 

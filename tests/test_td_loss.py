@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from ale_py import Action
 
 from dqn_atari import Batch, QNetwork, linear_schedule, select_actions, td_loss
+
+ACTIONS = [Action.NOOP, Action.FIRE, Action.RIGHT, Action.LEFT]  # Breakout's
 
 
 class Table(nn.Module):
@@ -86,9 +89,9 @@ def test_greedy_and_random_actions():
     rng = np.random.default_rng(0)
     q_values = np.tile([0.0, 1.0, 3.0, 2.0], (1000, 1))
     late = np.full(1000, 2)
-    assert (select_actions(q_values, 0.0, late, 1, rng) == 2).all()
-    assert set(select_actions(q_values, 1.0, late, 1, rng)) == {0, 1, 2, 3}
-    tenth = select_actions(q_values, 0.1, late, 1, rng)
+    assert (select_actions(q_values, 0.0, late, ACTIONS, rng) == 2).all()
+    assert set(select_actions(q_values, 1.0, late, ACTIONS, rng)) == {0, 1, 2, 3}
+    tenth = select_actions(q_values, 0.1, late, ACTIONS, rng)
     assert 40 < (tenth != 2).sum() < 120  # 3 of 4 random actions differ: 75 expected
 
 
@@ -96,5 +99,6 @@ def test_the_first_two_actions_of_a_life_are_fire():
     rng = np.random.default_rng(0)
     q_values = np.tile([0.0, 1.0, 3.0, 2.0], (4, 1))
     steps_in_life = np.array([0, 1, 2, 3])
-    assert select_actions(q_values, 0.0, steps_in_life, 1, rng).tolist() == [1, 1, 2, 2]
-    assert select_actions(q_values, 0.0, steps_in_life, None, rng).tolist() == [2, 2, 2, 2]
+    no_fire = [Action.NOOP, Action.UP, Action.RIGHT, Action.LEFT]  # MsPacman's first
+    assert select_actions(q_values, 0.0, steps_in_life, ACTIONS, rng).tolist() == [1, 1, 2, 2]
+    assert select_actions(q_values, 0.0, steps_in_life, no_fire, rng).tolist() == [2, 2, 2, 2]
