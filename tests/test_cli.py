@@ -189,11 +189,19 @@ def test_what_evaluates_but_does_not_resume(capsys, trained):
     dqn_atari.load_checkpoint(trained / "latest.pt")
 
 
-def test_a_checkpoint_of_another_action_set_or_network(capsys, monkeypatch):
+def test_a_checkpoint_of_another_action_set_or_network_or_with_values_that_do_not_exist(capsys):
     torch.save(checkpoint(args=dataclasses.asdict(Args(env_id="ALE/Pong-v5"))), "pong.pt")
     torch.save(checkpoint(model=SmallNetwork(4).state_dict()), "small.pt")
     torch.save(checkpoint(args=dataclasses.asdict(Args(env_id="ALE/Gone-v5"))), "gone.pt")
-    for path, word in (("pong.pt", "ALE/Pong-v5"), ("small.pt", "network"), ("gone.pt", "Gone")):
+    torch.save(checkpoint(args=dataclasses.asdict(Args(gamma=5.0))), "gamma.pt")
+    torch.save(checkpoint(args=dataclasses.asdict(Args(repeat_action_probability="x"))), "sticky.pt")
+    for path, word in (
+        ("pong.pt", "ALE/Pong-v5"),
+        ("small.pt", "network"),
+        ("gone.pt", "Gone"),
+        ("gamma.pt", "gamma is not from 0 to 1"),
+        ("sticky.pt", "TypeError"),
+    ):
         refused(capsys, [path, word], evaluate.main, evaluate.Options((path,)))
 
 

@@ -349,7 +349,7 @@ def assert_saved(run_dir):
     assert not list(run_dir.glob("*.tmp"))
 
 
-ENDLESS = tiny(num_envs=4, total_timesteps=10**6, learning_starts=9 * 10**5, buffer_size=10**6)
+ENDLESS = tiny(num_envs=4, total_timesteps=10**6, learning_starts=9 * 10**4, buffer_size=10**5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -411,6 +411,16 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before():
     assert f"python dqn_atari.py --resume {run_dir}" in line
     assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
     assert not list(run_dir.glob("*.tmp"))
+
+
+def test_tensorboard_on_a_full_disk_is_one_line_too():
+    process = launch(
+        *flags_of(ENDLESS),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
+        stderr=subprocess.PIPE,
+    )
+    _, error = process.communicate(timeout=120)
+    assert error == "error: [Errno 27] File too large\n" and process.returncode == 1
 
 
 @pytest.mark.parametrize("where", ["a file", "removed", "too long"])
