@@ -111,7 +111,7 @@ class ReplayBuffer:
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
         self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.rewards = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.rewards = torch.zeros(shape, device=device)  # float32
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten
         self.position, self.size = 0, 0  # slot to write next; slots written
@@ -306,7 +306,7 @@ def train(args: Args, signals=()) -> Path:
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
         save = finished or due(args.checkpoint_frequency)
         restart = save and args.save_replay
-        if not save and not due(10_000):
+        if not (save or due(10_000)):
             continue
         if not loss.isfinite():
             refuse(f"loss {loss.item()} at step {step:,}, not saved", 1)
@@ -337,9 +337,9 @@ def train(args: Args, signals=()) -> Path:
 
 
 # Plumbing: bad input, checkpoints, the command line
-def refuse(problem: str, code: int = 2):
+def refuse(what: str, code: int = 2):
     """One line on stderr, and out: with 2 for bad input, with 1 where a run can't go on."""
-    print(f"error: {problem}", file=sys.stderr)
+    print(f"error: {what}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -359,7 +359,7 @@ def check(args: Args, saved: dict | None) -> str:
 
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
-    require(args.env_id in games, "env_id", f"not one of ALE/*-v5; near it: {near}")
+    require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart spends a slot
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 are never drawn, 1 rounds
     for name, value in vars(args).items():
@@ -395,7 +395,7 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save hides the system's behind its own
         partial.unlink(missing_ok=True)
-        reason = error.__context__ or error
+        reason = error if isinstance(error, OSError) else error.__context__ or error
         raise OSError(f"{path}: {reason}; to go on: python dqn_atari.py --resume {path.parent}")
 
 

@@ -364,9 +364,17 @@ def test_a_signal_saves_and_says_how_to_go_on(number):
 
 
 def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
-    """As with `| tee log` on Ctrl-C, where tee dies first, and with `| head -1`."""
-    process = launch(*flags_of(ENDLESS), stderr=subprocess.PIPE)
-    run_dir = wait_for("*/model_320.pt", process)
+    """As with `| tee log` on Ctrl-C, where tee dies first, and with `| head -1`; and under nohup,
+    which ignores SIGHUP, the terminal may be closed."""
+
+    def under_nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = launch(*flags_of(ENDLESS), preexec_fn=under_nohup, stderr=subprocess.PIPE)
+    wait_for("*/model_320.pt", process)
+    process.send_signal(signal.SIGHUP)
+    run_dir = wait_for("*/model_640.pt", process)
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
@@ -413,14 +421,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before():
     assert not list(run_dir.glob("*.tmp"))
 
 
-def test_tensorboard_on_a_full_disk_is_one_line_too():
-    process = launch(
-        *flags_of(ENDLESS),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)),
-        stderr=subprocess.PIPE,
-    )
-    _, error = process.communicate(timeout=120)
-    assert error == "error: [Errno 27] File too large\n" and process.returncode == 1
+@pytest.mark.parametrize("limit", [600, 5_000, 100_000, 6_747_000])
+def test_a_save_that_does_not_fit_names_the_systems_reason(limit):
+    """Wherever it stops: torch.save says some of them in words of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="x.pt: .*File too large; to go on: .* --resume ."):
+            dqn_atari.save_checkpoint({"model": torch.zeros(1_686_500)}, Path("x.pt"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize("where", ["a file", "removed", "too long"])
