@@ -57,7 +57,7 @@ class Args:
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
     target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: gradient steps)
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, as in Nature, or adam
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, nearly Nature's, or adam
     learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
@@ -67,7 +67,7 @@ class Args:
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, to film or copy, not to train on: observations uint8 (4, 84, 84), raw rewards.
+    """One game, for films and for other code: observations uint8 (4, 84, 84), raw rewards.
     An action is held for 4 frames. The brighter of the last two (some sprites are drawn in every
     other frame only), grey, 84 x 84, is a picture; the last 4 pictures are an observation."""
     env = gym.make(
@@ -101,7 +101,7 @@ class ReplayBuffer:
     7.06 GB; as stacks they would take 28.2 GB, as pairs of stacks 56.4 GB.
     A slot holds one step of each of N games: the newest frame of the observation, the action taken,
     what came of it, and `over`: whether this frame is its game's last. The next slot holds the next
-    frame. A game of 3 frames (its `terminations` is slot 1's: that action ended it), then another:
+    frame. A game of 3 frames (`terminations` is set in slot 1, whose action ended it), and another:
 
         slot    0  1  2  3  4     no transitions: slot 2, as d is another game's; slot 4 as yet,
         frame   a  b  c  d  e     as its next frame is to come. The observation of slot 4 is
@@ -113,7 +113,7 @@ class ReplayBuffer:
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, device=device)  # float32
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten
+        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten: not in a stack
         self.position, self.size = 0, 0  # slot to write next; slots written
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Where `over` is set is no transition. Draw more than twice what is needed, sort those to
+        # A slot with `over` is no transition; well under half have it. Draw over 2 B, sort those to
         # the end, keep the first B: to draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
@@ -228,7 +228,7 @@ def train(args: Args, signals=()) -> Path:
     q_network.to(device, memory_format=torch.channels_last)  # the faster layout
     target_network = copy.deepcopy(q_network)
     # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
-    # only Adam has a fused form, one pass over memory. Nature: centred, eps 0.01: small steps.
+    # only Adam has a fused form, one pass over memory. Nature: centred; eps 0.01 shrinks its steps.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
     capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 are not drawn
@@ -246,7 +246,7 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts + args.num_envs - buffer.size * args.num_envs, 0)
+    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
@@ -289,7 +289,7 @@ def train(args: Args, signals=()) -> Path:
         finished = step >= total or bool(signals)
 
         # store; a truncated game is not terminal: it could have gone on, so its target still has
-        # the value of next_obs. `over`, still the last step's, tells whether obs ended its game.
+        # the value of next_obs. `over` is still that of obs: whether obs was its game's last.
         terminal = terminations | (life_lost & args.terminal_on_life_loss)
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)  # rewards -1, 0 or 1
         steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
@@ -360,8 +360,8 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart spends a slot
-             "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 are never drawn, 1 rounds
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # restarts: 1 slot in 4 at most
+             "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:
             low = least.get(name, 1)
@@ -393,7 +393,7 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save hides the system's behind its own
+    except (OSError, RuntimeError) as error:  # torch.save hides the system's error in its own
         partial.unlink(missing_ok=True)
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise OSError(f"{path}: {reason}; to go on: python dqn_atari.py --resume {path.parent}")

@@ -17,6 +17,7 @@ class Oracle:
 
     def __init__(self, capacity, num_envs, seed, mean_length=6):
         self.buffer = ReplayBuffer(capacity, num_envs)
+        self.buffer.frames.fill_(255)  # what was not written must not be seen
         self.rng = np.random.default_rng(seed)
         self.mean_length = mean_length
         self.count, self.slots = 0, []
