@@ -74,14 +74,14 @@ def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=max_episode_frames)
-    has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # FIRE in Backgammon
+    has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # Backgammon: FIRE
     env = gym.wrappers.AtariPreprocessing(env, noop_max if has_noop else 0)
     return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
 
 
 def make_vec_env(args: Args) -> gym.vector.VectorEnv:
     """N games in ALE's C++ threads, to train on: the same as make_env's, (N, 4, 84, 84), but for
-    the step after a game's end: it ignores the action, and shows the next game's first frame."""
+    the step after a game's end, which ignores the action and shows the next game's first frame."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
         autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, noop_max=30, frameskip=4, stack_num=4,
@@ -136,8 +136,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # A slot with `over` is no transition; well under half have it. Draw over 2 B, sort those to
-        # the end, keep the first B: to draw again in a loop would make the CPU wait for the GPU.
+        # A slot with `over` is no transition; few have it. Draw more than 2 B, sort the `over` ones
+        # to the end, keep the first B: to draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
@@ -246,7 +246,7 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)
+    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)  # see __len__
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
@@ -284,7 +284,7 @@ def train(args: Args, signals=()) -> Path:
 
         # step; where a game was over, the action is ignored and next_obs is the next game's first
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        life_lost = (infos["lives"] < lives) & ~over
+        life_lost = (infos["lives"] < lives) & ~over  # a new game may have fewer lives
         step += args.num_envs
         finished = step >= total or bool(signals)
 
@@ -360,7 +360,7 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # restarts: 1 slot in 4 at most
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # for sample(): few `over` slots
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:
