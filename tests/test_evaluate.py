@@ -59,11 +59,10 @@ def test_a_do_nothing_policy_plays_a_hundred_whole_games_of_sticky_breakout(
 
 def test_same_seed_same_games_and_other_seed_others(tmp_path, small_network):
     path = constant_network(tmp_path / "model_100.pt", [0.0, 0.0, 1.0, 0.0])
+    checkpoint = evaluate.load(path, Options((path,), episodes=2))
     for epsilon in (0.0, 0.5):
-        runs = [
-            evaluated(path, Options((path,), episodes=2, epsilon=epsilon, seed=seed))["games"]
-            for seed in (1, 1, 2)
-        ]
+        options = [Options((path,), episodes=2, epsilon=epsilon, seed=seed) for seed in (1, 1, 2)]
+        runs = [evaluate.play(checkpoint, each)[0] for each in options]
         assert runs[0] == runs[1] != runs[2]
 
 
