@@ -270,7 +270,8 @@ def train(args: Args, signals=()) -> Path:
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
-        q_values = q_network(torch.as_tensor(obs, device=device)).numpy(force=True)  # (N, A)
+        with torch.no_grad():
+            q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
         actions = select_actions(q_values, epsilon, steps_in_life, action_set, rng)
 
         # learn, before the games are stepped: a GPU computes on while they play
@@ -329,7 +330,6 @@ def train(args: Args, signals=()) -> Path:
             f"ETA {left / sps / 3600:.2f} h  epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
             f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
             f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
-
     writer.close()
     if step < total:
         say(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
