@@ -113,7 +113,7 @@ class ReplayBuffer:
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, device=device)  # float32
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten: not in a stack
+        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten: shown as blank
         self.position, self.size = 0, 0  # slot to write next; slots written
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class ReplayBuffer:
                      stack[:, 1:], self.terminations[slot, game])
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what vars() gave of another ring of N games, oldest first."""
+        """Add the slots of another ring of N games, oldest first; state is its vars()."""
         for i in range(state["position"] - state["size"], state["position"]):  # < 0: from the end
             self.add(state["frames"][i], state["actions"][i], state["rewards"][i],
                      state["terminations"][i], state["over"][i])
@@ -231,7 +231,7 @@ def train(args: Args, signals=()) -> Path:
     # only Adam has a fused form, one pass over memory. Nature: centred; eps 0.01 shrinks its steps.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
-    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 are not drawn
+    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are not drawn
     buffer = ReplayBuffer(capacity, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:
@@ -360,7 +360,7 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # for sample(): few `over` slots
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # restarts mark `over`
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:
