@@ -62,7 +62,7 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
     exploration_steps: int = 1_000_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = False  # the next action is the online network's choice, not the target's
+    double_q: bool = False  # Double DQN: Q, not its copy Q⁻, chooses the next action
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
@@ -89,7 +89,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         episodic_life=False,  # it would start a new game at every lost life
         reward_clipping=False, life_loss_info=False, use_fire_reset=False)  # train() does these
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # of the last 100
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # keeps the last 100
 
 
 # obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
@@ -228,7 +228,7 @@ def train(args: Args, signals=()) -> Path:
     q_network.to(device, memory_format=torch.channels_last)  # the faster layout
     target_network = copy.deepcopy(q_network)
     # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
-    # only Adam has a fused form, one pass over memory. Nature: centred; eps 0.01 shrinks its steps.
+    # only Adam has a fused form, one pass over memory. Nature: centred, 0.01 under the root.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
     capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are not drawn
@@ -370,7 +370,7 @@ def check(args: Args, saved: dict | None) -> str:
             require(0 <= value <= 1, name, "must be from 0 to 1")
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
-    require(device in ("cpu", best.type), "device", f"there is cpu, {best.type}")
+    require(device in ("cpu", best.type), "device", f"the best here is {best.type}")
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
     if device == "cpu" and sys.platform == "linux":
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable

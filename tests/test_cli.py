@@ -78,7 +78,7 @@ def train(flags):
         ),
         pytest.param(
             "--device cuda",
-            ["--device", "cuda", "cpu"],
+            ["--device", "cuda", "best here is cpu"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         ("--device toaster", ["--device", "toaster", "cpu"]),
