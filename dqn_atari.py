@@ -224,8 +224,7 @@ def train(args: Args, signals=()) -> Path:
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
     action_set = envs.unwrapped.ale.get_action_set()
-    q_network = QNetwork(len(action_set))
-    q_network.to(device, memory_format=torch.channels_last)  # the faster layout
+    q_network = QNetwork(len(action_set)).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
     # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
     # only Adam has a fused form, one pass over memory. Nature: centred, 0.01 under the root.
@@ -237,13 +236,14 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
+    del saved  # all is copied; else 7 GB of disk stay taken, as the file is mapped into memory
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
-    run_dir.mkdir(parents=True, exist_ok=bool(saved))  # a new run never shares one
+    run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
     first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)  # see __len__

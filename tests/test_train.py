@@ -259,6 +259,20 @@ def test_a_finished_run_can_be_made_longer():
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_checkpoint_that_a_run_went_on_from_is_let_go(monkeypatch):
+    """latest.pt is mapped into memory: held, it would take its disk space after its replacement."""
+    args = tiny(num_envs=4, save_replay=True)
+    run_dir, held = train(args), []
+    monkeypatch.setattr(
+        dqn_atari,
+        "save_checkpoint",
+        lambda *a: held.append("latest.pt" in Path("/proc/self/maps").read_text()),
+    )
+    train(dataclasses.replace(args, resume=str(run_dir), total_timesteps=1280))
+    assert held == [False, False]
+
+
 def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
     """As after a kill: TensorBoard was written further than latest.pt."""
     monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
