@@ -89,7 +89,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         episodic_life=False,  # it would start a new game at every lost life
         reward_clipping=False, life_loss_info=False, use_fire_reset=False)  # train() does these
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # keeps the last 100
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # returns of the last 100 games
 
 
 # obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
@@ -360,7 +360,7 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # restarts mark `over`
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart costs a slot
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:
