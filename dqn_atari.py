@@ -51,7 +51,7 @@ class Args:
     repeat_action_probability: float = 0.25  # sticky actions: chance per frame (Nature: 0)
     terminal_on_life_loss: bool = True  # a lost life is terminal in the targets; the game goes on
     # The algorithm
-    buffer_size: int = 1_000_000  # transitions in the replay buffer, 7,063 bytes each
+    buffer_size: int = 1_000_000  # transitions in replay, 7,063 bytes each
     learning_starts: int = 50_000  # steps to collect before learning starts
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
@@ -62,7 +62,7 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.1  # epsilon at the end of exploration and from then on
     exploration_steps: int = 1_000_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = False  # Double DQN: Q, not its copy Q⁻, chooses the next action
+    double_q: bool = False  # Double DQN: Q, not Q⁻, chooses the next action
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
@@ -89,7 +89,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         episodic_life=False,  # it would start a new game at every lost life
         reward_clipping=False, life_loss_info=False, use_fire_reset=False)  # train() does these
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # returns of the last 100 games
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # last 100 games
 
 
 # obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
@@ -240,7 +240,7 @@ def train(args: Args, signals=()) -> Path:
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["replay"]:
             buffer.load_state_dict(saved["replay"])
-    del saved  # all is copied; else 7 GB of disk stay taken, as the file is mapped into memory
+    del saved  # all is copied; held, the mapped file would keep its disk space
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
     run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
@@ -264,7 +264,7 @@ def train(args: Args, signals=()) -> Path:
             rng = np.random.default_rng(seed)
             obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
             lives = infos["lives"]
-            over = np.zeros(args.num_envs, dtype=bool)  # whether obs is a game's last
+            over = np.zeros(args.num_envs, dtype=bool)  # is obs a game's last?
             steps_in_life = np.zeros(args.num_envs, dtype=int)
             buffer.end_games()
 
@@ -360,7 +360,7 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart costs a slot
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # each restart costs a slot
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:
@@ -370,7 +370,7 @@ def check(args: Args, saved: dict | None) -> str:
             require(0 <= value <= 1, name, "must be from 0 to 1")
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
-    require(device in ("cpu", best.type), "device", f"the best here is {best.type}")
+    require(device in ("cpu", best.type), "device", f"best here is {best.type}")
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
     if device == "cpu" and sys.platform == "linux":
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
