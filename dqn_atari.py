@@ -103,8 +103,8 @@ class ReplayBuffer:
     what came of it, and `over`: whether this frame is its game's last. The next slot holds the next
     frame. A game of 3 frames (`terminations` is set in slot 1, whose action ended it), and another:
 
-        slot    0  1  2  3  4     no transitions: slot 2, as d is another game's; slot 4 as yet,
-        frame   a  b  c  d  e     as its next frame is to come. The observation of slot 4 is
+        slot    0  1  2  3  4     Slot 2 is no transition: d is another game's. Nor is slot 4 yet:
+        frame   a  b  c  d  e     its next frame is to come. The observation of slot 4 is
         over          x           (blank, blank, d, e): frames up to an `over` are not its own"""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
@@ -131,7 +131,7 @@ class ReplayBuffer:
         self.size = min(self.size + 1, self.slots)
 
     def end_games(self) -> None:
-        """Mark the newest slot: all games begin anew in the next one."""
+        """All games begin anew in the next slot: the newest frame is its game's last."""
         self.over[self.position - 1] = True
 
     def sample(self, batch_size: int) -> Batch:
@@ -216,7 +216,7 @@ def train(args: Args, signals=()) -> Path:
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
     saved = args.resume and load_checkpoint(Path(args.resume, "latest.pt"), whole=True)
     total = args.total_timesteps
-    if args.learning_starts >= total or args.exploration_steps > total:  # a short run: shrink both
+    if args.learning_starts >= total or args.exploration_steps > total:  # a short run: cap both
         args = dataclasses.replace(
             args, learning_starts=min(args.learning_starts, total // 10 or 1),
             exploration_steps=min(args.exploration_steps, total // 2 or 1))
@@ -227,7 +227,7 @@ def train(args: Args, signals=()) -> Path:
     q_network = QNetwork(len(action_set)).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
     # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
-    # only Adam has a fused form, one pass over memory. Nature: centred, 0.01 under the root.
+    # only Adam has a fused form, one pass over memory. Nature: centred, eps 0.01 under the root.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
     capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are not drawn
@@ -285,7 +285,7 @@ def train(args: Args, signals=()) -> Path:
 
         # step; where a game was over, the action is ignored and next_obs is the next game's first
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        life_lost = (infos["lives"] < lives) & ~over  # a new game may have fewer lives
+        life_lost = (infos["lives"] < lives) & ~over  # over: lives of a new game, maybe fewer
         step += args.num_envs
         finished = step >= total or bool(signals)
 
@@ -360,7 +360,7 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # each restart costs a slot
+    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # 1 slot in 4 `over`, at most
              "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
     for name, value in vars(args).items():
         if type(value) is int:

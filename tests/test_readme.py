@@ -149,7 +149,6 @@ def test_commands_run(directory, command):
     for name, value in (
         ("{1}", "Breakout"),
         ("{2}", "1"),
-        ("$seed", "2"),
         ("$SLURM_ARRAY_TASK_ID", "3"),
     ):
         command = command.replace(name, value)
