@@ -4,7 +4,7 @@
     pip install matplotlib
     python results/plot.py runs/<run>                    # to curve.csv and curve.png there
     python results/plot.py runs/<run> runs/<other run>   # seeds of one game, and their mean
-    python results/plot.py results/ALE-Breakout-v5       # from the curve.csv that is there
+    python results/plot.py results/ALE-Breakout-v5 results/ALE-Breakout-v5/seed-1  # from curve.csv
 """
 
 import sys
@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluate import RANDOM_AND_HUMAN
 
 # Others' training returns in the same game and protocol: label, steps, mean return.
-# Dopamine: baselines/atari/data/breakout.json, means of 250,000 steps, drawn at their middle;
-# those of five seeds over 0.75 to 1 M and 1 to 1.25 M steps.
+# Dopamine: baselines/atari/data/breakout.json, means of five seeds and of 250,000 steps (0.75 M to
+# 1 M, 1 M to 1.25 M, drawn at their middle; 6 M), and when they reached 35.2.
 ANCHORS = {
     "Breakout": [
-        ("Dopamine, Adam", (0.875e6, 1.125e6), (18.9, 23.7)),
-        ("Dopamine, RMSprop", (0.875e6, 1.125e6), (6.7, 9.3)),
+        ("Dopamine, Adam", (0.875e6, 1.125e6, 2e6, 6e6), (18.9, 23.7, 35.2, 97.5)),
+        ("Dopamine, RMSprop", (0.875e6, 1.125e6, 3.5e6, 6e6), (6.7, 9.3, 35.2, 63.6)),
     ]
 }
 
@@ -62,7 +62,7 @@ def main(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     name = directories[0].name
     game = name.split("-")[1]
     for (label, x, y), marker in zip(ANCHORS.get(game, ()), "s^"):
-        axes.plot(x, y, marker, color="tab:orange", markersize=5, label=label)
+        axes.plot(x, y, marker, color="0.3", markersize=5, label=label)
     if game in RANDOM_AND_HUMAN:
         axes.axhline(RANDOM_AND_HUMAN[game][1], color="0.5", linestyle=":", label="human tester")
     axes.set(xlabel="agent steps (4 frames each)", ylabel="return", title=name.split("__")[0])

@@ -69,7 +69,7 @@ def test_the_scores_are_those_of_the_evaluations():
     section = README.split("## Results")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()]
     rows = {row[0]: row[1:] for row in rows if row and "(results/" in row[0]}
-    evaluations = sorted((REPO / "results").glob("*/evaluation.json"))
+    evaluations = sorted((REPO / "results").rglob("evaluation.json"))
     assert len(rows) == len(evaluations) > 0
     for path in evaluations:
         checkpoint = dqn_atari.load_checkpoint(path.parent / "model.pt")
@@ -91,7 +91,7 @@ def test_the_scores_are_those_of_the_evaluations():
             f"{max(scores):g}",
             f"{results[0]['human_normalised']:.0%}",
             spread[0.05],
-        ] == next(rows[name] for name in rows if f"(results/{path.parent.name})" in name)
+        ] == next(rows[name] for name in rows if f"({path.parent.relative_to(REPO)})" in name)
 
 
 def test_install_commands_are_those_of_the_repository():
