@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluate import RANDOM_AND_HUMAN
 
 # Others' training returns in the same game and protocol: label, steps, mean return.
-# Dopamine: baselines/atari/data/breakout.json, means of five seeds and of 250,000 steps (0.75 M to
-# 1 M, 1 M to 1.25 M, drawn at their middle; 6 M), and when they reached 35.2.
+# Dopamine: baselines/atari/data/breakout.json, means of five seeds and of 250,000 steps: 0.75 M to
+# 1 M and 1 M to 1.25 M, drawn at their middle, and at 6 M.
 ANCHORS = {
     "Breakout": [
-        ("Dopamine, Adam", (0.875e6, 1.125e6, 2e6, 6e6), (18.9, 23.7, 35.2, 97.5)),
-        ("Dopamine, RMSprop", (0.875e6, 1.125e6, 3.5e6, 6e6), (6.7, 9.3, 35.2, 63.6)),
+        ("Dopamine, Adam", (0.875e6, 1.125e6, 6e6), (18.9, 23.7, 97.5)),
+        ("Dopamine, RMSprop", (0.875e6, 1.125e6, 6e6), (6.7, 9.3, 63.6)),
     ]
 }
 
