@@ -7,14 +7,19 @@
 
 The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
 --double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
-return. Replay breaks the correlation of successive steps; targets come from a copy, Q⁻, synced
-rarely, so that they don't chase themselves. A step is an action in one of N games, for 4 frames.
-In reading order: Args; what the network sees; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
+return of an action. From transitions (s, a, r, s', terminated) it learns to predict
+
+    y = r + gamma * (1 - terminated) * max_a' Q_target(s', a').
+
+A replay buffer breaks the correlation of successive steps; Q_target is a copy of Q, synced rarely,
+so that the targets don't chase themselves. A step is an action in one of N games, for 4 frames.
+In reading order: Args; the games; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
 import dataclasses
 import difflib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -44,6 +49,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
+    paper: bool = False  # the paper's optimizer and exploration, see PAPER
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -52,60 +58,100 @@ class Args:
     terminal_on_life_loss: bool = True  # a lost life is terminal in the targets; the game goes on
     # The algorithm
     buffer_size: int = 1_000_000  # transitions in replay, 7,063 bytes each
-    learning_starts: int = 50_000  # steps to collect before learning starts
+    learning_starts: int = 20_000  # steps to collect before learning starts
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
     target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: gradient steps)
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop, nearly Nature's, or adam
-    learning_rate: float = 2.5e-4  # of the optimizer; 1e-4 is usual for adam
+    optimizer: Literal["adam", "rmsprop"] = "adam"  # adam, or nearly Nature's rmsprop
+    learning_rate: float = 1e-4  # of the optimizer
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
-    end_e: float = 0.1  # epsilon at the end of exploration and from then on
-    exploration_steps: int = 1_000_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = False  # Double DQN: Q, not Q⁻, chooses the next action
+    end_e: float = 0.01  # epsilon at the end of exploration and from then on
+    exploration_steps: int = 250_000  # in which epsilon falls (Nature: from learning_starts on)
+    double_q: bool = False  # Double DQN: Q, not Q_target, chooses the next action
+
+
+PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
+             end_e=0.1, exploration_steps=1_000_000)
+STACK = 4  # pictures in an observation
+
+
+class Lives(gym.vector.VectorWrapper):
+    """Tells in infos["life_lost"] (N,) who lost a life and plays on; presses FIRE, in games that
+    have it, in the first two steps of every life, whatever the action. Nature: no such rule.
+    Breakout waits for FIRE, forever if need be, and a sticky action may swallow one of the two."""
+
+    def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
+        super().__init__(envs)
+        fire = ale_py.Action.FIRE
+        self.fire = action_set.index(fire) if fire in action_set else None
+
+    def reset(self, *, seed=None, options=None):
+        obs, infos = self.env.reset(seed=seed, options=options)
+        self.lives = infos["lives"]
+        self.steps_in_life = np.zeros(self.num_envs, dtype=int)
+        return obs, infos
+
+    def step(self, actions):
+        if self.fire is not None:
+            actions = np.where(self.steps_in_life < 2, self.fire, actions)
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        ended = terminations | truncations  # infos["lives"] are the next game's then
+        infos["life_lost"] = (infos["lives"] < self.lives) & ~ended
+        self.lives = infos["lives"]
+        self.steps_in_life = np.where(infos["life_lost"] | ended, 0, self.steps_in_life + 1)
+        return obs, rewards, terminations, truncations, infos
+
+
+def make_vec_env(args: Args) -> gym.vector.VectorEnv:
+    """N games in ALE's C++ threads, to train on: uint8 (N, STACK, 84, 84), raw rewards."""
+    envs = gym.make_vec(
+        args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # an ending shows the next game's first
+        frameskip=4,  # an action is held for 4 frames
+        maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
+        grayscale=True, img_height=84, img_width=84,  # makes a picture
+        stack_num=STACK,  # and the last pictures, which show what moves, are an observation
+        repeat_action_probability=args.repeat_action_probability,  # in each frame
+        noop_max=30,  # frames without action at most before a game, so that games differ
+        max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
+        episodic_life=False,  # would start a new game at every lost life
+        life_loss_info=False,  # would end the game for the agent there: Lives tells it
+        use_fire_reset=False,  # would press FIRE once: Lives presses it
+        reward_clipping=False)  # would clip scores, too: train() clips what is learnt from
+    envs = Lives(envs, envs.unwrapped.ale.get_action_set())
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # last 100 games
 
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, for films and for other code: observations uint8 (4, 84, 84), raw rewards.
-    An action is held for 4 frames. The brighter of the last two (some sprites are drawn in every
-    other frame only), grey, 84 x 84, is a picture; the last 4 pictures are an observation."""
+    """One game, for films and for other code: shows what make_vec_env shows, (STACK, 84, 84)."""
     env = gym.make(
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=max_episode_frames)
     has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # Backgammon: FIRE
     env = gym.wrappers.AtariPreprocessing(env, noop_max if has_noop else 0)
-    return gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    env = gym.wrappers.FrameStackObservation(env, STACK, padding_type="zero")
+    env.metadata = env.metadata | {"render_fps": 15}  # 60 frames a second, 4 a step
+    return env
 
 
-def make_vec_env(args: Args) -> gym.vector.VectorEnv:
-    """N games in ALE's C++ threads, to train on: the same as make_env's, (N, 4, 84, 84), but for
-    the step after a game's end, which ignores the action and shows the next game's first frame."""
-    envs = gym.make_vec(
-        args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP, noop_max=30, frameskip=4, stack_num=4,
-        repeat_action_probability=args.repeat_action_probability,
-        max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
-        episodic_life=False,  # it would start a new game at every lost life
-        reward_clipping=False, life_loss_info=False, use_fire_reset=False)  # train() does these
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # last 100 games
-
-
-# obs and next_obs uint8 (B, 4, 84, 84); actions int64, rewards float32, terminations bool (B,)
+# obs, next_obs uint8 (B, STACK, 84, 84); actions int64, rewards float32, terminations bool (B,)
 Batch = namedtuple("Batch", "obs actions rewards next_obs terminations")
 
 
 class ReplayBuffer:
-    """A ring of single frames, which are stacked when they are sampled: 1,000,000 transitions take
-    7.06 GB; as stacks they would take 28.2 GB, as pairs of stacks 56.4 GB.
-    A slot holds one step of each of N games: the newest frame of the observation, the action taken,
-    what came of it, and `over`: whether this frame is its game's last. The next slot holds the next
-    frame. A game of 3 frames (`terminations` is set in slot 1, whose action ended it), and another:
+    """A ring of single pictures, which are stacked when they are sampled: 1,000,000 transitions
+    take 7.06 GB; as stacks they would take 28.2 GB, as pairs of stacks 56.4 GB.
+    A slot holds a step of each of N games: the newest picture of the observation, the action taken,
+    what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot    0  1  2  3  4     Slot 2 is no transition: d is another game's. Nor is slot 4 yet:
-        frame   a  b  c  d  e     its next frame is to come. The observation of slot 4 is
-        over          x           (blank, blank, d, e): frames up to an `over` are not its own"""
+        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs is still
+        picture  a  b  c  d  e      to come. The next_obs of slot 2 has d of another game: if it was
+        ended          x            terminal, its target asks for no value there; else the game was
+
+    cut off (truncated, or restarted), its own next picture is lost, and slot 2 is never drawn."""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
@@ -113,61 +159,69 @@ class ReplayBuffer:
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, device=device)  # float32
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.over = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten: shown as blank
+        self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # so unwritten is blank
         self.position, self.size = 0, 0  # slot to write next; slots written
+        # The newest slot to draw, and how many there are: tensors, as a CUDA graph freezes ints.
+        self.newest, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
-        """Steps to draw from: not the newest slot's nor, in a full ring, the 3 oldest slots'."""
-        return max(0, min(self.size - 1, self.slots - 4)) * self.num_envs
+        """Steps to draw from: not the newest slot's, which has no next picture yet, nor, in a full
+        ring, those of the oldest STACK - 1, whose stacks began with what is overwritten."""
+        return max(0, min(self.size - 1, self.slots - STACK)) * self.num_envs
 
-    def add(self, frames, actions, rewards, terminations, over) -> None:
+    def add(self, frames, actions, rewards, terminations, ended) -> None:
         """Write one slot: frames uint8 (N, 84, 84), the others (N,)."""
         self.frames[self.position] = torch.as_tensor(frames)
         self.actions[self.position] = torch.as_tensor(actions)
         self.rewards[self.position] = torch.as_tensor(rewards)
         self.terminations[self.position] = torch.as_tensor(terminations)
-        self.over[self.position] = torch.as_tensor(over)
+        self.ended[self.position] = torch.as_tensor(ended)
+        self.newest.fill_(self.position - 1)
         self.position = (self.position + 1) % self.slots
         self.size = min(self.size + 1, self.slots)
+        self.drawable.fill_(len(self) // self.num_envs)
 
     def end_games(self) -> None:
-        """All games begin anew in the next slot: the newest frame is its game's last."""
-        self.over[self.position - 1] = True
+        """All games begin anew in the next slot: those of the newest slot are cut off."""
+        self.ended[self.position - 1] = True
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # A slot with `over` is no transition; few have it. Draw more than 2 B, sort the `over` ones
-        # to the end, keep the first B: to draw again in a loop would make the CPU wait for the GPU.
+        # At most one step in STACK was cut off. Draw over 2 B, sort those to the end, and keep B: to
+        # draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(len(self) // self.num_envs, (draws,), device=device)
-        slot = (self.position - 2 - age) % self.slots
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable
+        slot = (self.newest - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
-        kept = self.over[slot, game].argsort()[:batch_size]
+        cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
+        kept = cut_off.argsort()[:batch_size]
         slot, game = slot[kept], game[kept]  # (B,)
-        # The 4 frames and the next one, as rows: index_select is faster than frames[window, game].
-        window = (slot[:, None] + torch.arange(-3, 2, device=device)) % self.slots  # (B, 5)
-        rows = window * self.num_envs + game[:, None]  # (B, 5)
-        stack = self.frames.flatten(0, 1).index_select(0, rows.flatten()).view(-1, 5, 84, 84)
-        for i in range(3):  # over at frame i: frames up to i aren't this game's
-            stack[:, : i + 1] *= ~self.over[window[:, i], game][:, None, None, None]
-        return Batch(stack[:, :4], self.actions[slot, game].long(), self.rewards[slot, game],
-                     stack[:, 1:], self.terminations[slot, game])
+        # The stack and the next picture, as rows: index_select is faster than frames[window, game].
+        window = (slot[:, None] + torch.arange(1 - STACK, 2, device=device)) % self.slots
+        rows = window * self.num_envs + game[:, None]  # (B, STACK + 1)
+        pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
+        pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
+        ended = self.ended.flatten()[rows]
+        for i in range(STACK - 1):  # ended with picture i: pictures up to i are another game's
+            pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
+        return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
+                     self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
 
     def load_state_dict(self, state: dict) -> None:
         """Add the slots of another ring of N games, oldest first; state is its vars()."""
         for i in range(state["position"] - state["size"], state["position"]):  # < 0: from the end
             self.add(state["frames"][i], state["actions"][i], state["rewards"][i],
-                     state["terminations"][i], state["over"][i])
+                     state["terminations"][i], state["ended"][i])
 
 
 class QNetwork(nn.Module):
-    """Observations uint8 (B, 4, 84, 84) to the value of each action, float (B, A) [Mnih 2015]."""
+    """Observations uint8 (B, STACK, 84, 84) to the values of actions, float (B, A) [Mnih 2015]."""
 
     def __init__(self, num_actions: int):
         super().__init__()
         self.network = nn.Sequential(
-            nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(),  # (B, 32, 20, 20)
+            nn.Conv2d(STACK, 32, 8, stride=4), nn.ReLU(),  # (B, 32, 20, 20)
             nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),  # (B, 64, 9, 9)
             nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(),  # (B, 64, 7, 7)
             nn.Flatten(),  # (B, 3136)
@@ -183,28 +237,24 @@ def linear_schedule(start_e: float, end_e: float, duration: int, t: int) -> floa
     return start_e + (end_e - start_e) * min(t / duration, 1.0)
 
 
-def select_actions(q_values, epsilon, steps_in_life, action_set, rng) -> np.ndarray:
-    """Epsilon-greedy actions (N,) from q_values (N, A); but FIRE, if the action_set has it, in the
-    first two steps of a life, by steps_in_life (N,). Nature: no such rule. Breakout waits for FIRE,
-    forever if need be, and a sticky action may swallow one of the two."""
+def select_actions(q_values: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """Epsilon-greedy actions (N,) from q_values (N, A)."""
     num_envs, num_actions = q_values.shape
     explore = rng.random(num_envs) < epsilon
-    actions = np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
-    if ale_py.Action.FIRE not in action_set:
-        return actions
-    return np.where(steps_in_life < 2, action_set.index(ale_py.Action.FIRE), actions)
+    return np.where(explore, rng.integers(num_actions, size=num_envs), q_values.argmax(1))
 
 
 def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: bool = False):
     """The Huber loss of the temporal-difference errors, mean over the batch, and Q(s, a) (B,)."""
     with torch.no_grad():
         next_q = target_network(batch.next_obs)  # (B, A)
-        # y = r + γ (1 - terminated) max_a' Q⁻(s', a')   [Mnih 2015, Algorithm 1]
-        next_value = next_q.amax(1)  # (B,)
         if double_q:
-            # y = r + γ (1 - terminated) Q⁻(s', argmax_a' Q(s', a'))   [van Hasselt 2016]
+            # y = r + γ (1 - terminated) Q_target(s', argmax_a' Q(s', a'))   [van Hasselt 2016]
             next_action = q_network(batch.next_obs).argmax(1, keepdim=True)  # (B, 1)
             next_value = next_q.gather(1, next_action).squeeze(1)  # (B,)
+        else:
+            # y = r + γ (1 - terminated) max_a' Q_target(s', a')   [Mnih 2015, Algorithm 1]
+            next_value = next_q.amax(1)  # (B,)
         td_target = batch.rewards + gamma * ~batch.terminations * next_value  # (B,)
     q_pred = q_network(batch.obs).gather(1, batch.actions[:, None]).squeeze(1)  # (B,)
     # Huber's gradient is the error clipped to [-1, 1], as in the paper.
@@ -214,32 +264,44 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
 def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
-    saved = args.resume and load_checkpoint(Path(args.resume, "latest.pt"), whole=True)
+    saved = load_checkpoint(Path(args.resume, "latest.pt"), whole=True) if args.resume else None
+    # To be saved: the flags as given, but no NumPy numbers, which could not be loaded.
+    flags = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(args).items()}
+    del flags["resume"]
     total = args.total_timesteps
     if args.learning_starts >= total or args.exploration_steps > total:  # a short run: cap both
         args = dataclasses.replace(
             args, learning_starts=min(args.learning_starts, total // 10 or 1),
             exploration_steps=min(args.exploration_steps, total // 2 or 1))
-    device = check(args, saved)
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best.type if args.device == "auto" else args.device
+    check(args, device, best.type, saved)
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
-    action_set = envs.unwrapped.ale.get_action_set()
-    q_network = QNetwork(len(action_set)).to(device, memory_format=torch.channels_last)  # faster
+    q_network = QNetwork(int(envs.single_action_space.n))
+    q_network.to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates. Of the two
-    # only Adam has a fused form, one pass over memory. Nature: centred, eps 0.01 under the root.
-    betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
-    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
-    capacity = min(args.buffer_size, total + 4 * args.num_envs)  # 4 slots are not drawn
-    buffer = ReplayBuffer(capacity, args.num_envs, device)
+    # With eps 1e-8, Adam's own, a network dies in games with bright pictures, such as Pong: noise
+    # moves all weights by full steps, and a common drift of them switches units off for good.
+    betas, eps = (0.9, 0.999), 1e-5
+    if args.optimizer == "rmsprop":
+        # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
+        # Adam has a fused form, one pass over memory. Nature: centred, eps 0.01 under the root.
+        betas, eps = (0.0, 0.95), 1e-4
+    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
+    capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
+    try:
+        buffer = ReplayBuffer(capacity, args.num_envs, device)
+    except RuntimeError:
+        refuse(f"--buffer-size {args.buffer_size}: {device} has no memory for it")
     step = saved["global_step"] if saved else 0
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target"])
         optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
-        if saved["replay"]:
-            buffer.load_state_dict(saved["replay"])
+        if saved["buffer"]:
+            buffer.load_state_dict(saved["buffer"])
     del saved  # all is copied; held, the mapped file would keep its disk space
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
@@ -250,7 +312,18 @@ def train(args: Args, signals=()) -> Path:
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
-    def due(every: int) -> int:  # how many multiples of it the last N steps passed
+    def learn():  # one gradient step
+        batch = buffer.sample(args.batch_size)
+        loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), q_pred.detach()
+
+    if device == "cuda":
+        learn = captured(learn, optimizer)
+
+    def passed(every: int) -> int:  # how many multiples of it the last N steps passed
         return step // every - (step - args.num_envs) // every
 
     last_step, last_time = step, time.monotonic()
@@ -262,81 +335,94 @@ def train(args: Args, signals=()) -> Path:
             seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
-            obs, infos = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
-            lives = infos["lives"]
-            over = np.zeros(args.num_envs, dtype=bool)  # is obs a game's last?
-            steps_in_life = np.zeros(args.num_envs, dtype=int)
+            obs, _ = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
+            obs = torch.as_tensor(obs, device=device)
             buffer.end_games()
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
         with torch.no_grad():
-            q_values = q_network(torch.as_tensor(obs, device=device)).cpu().numpy()  # (N, A)
-        actions = select_actions(q_values, epsilon, steps_in_life, action_set, rng)
+            q_values = q_network(obs).cpu().numpy()  # (N, A)
+        actions = select_actions(q_values, epsilon, rng)
 
         # learn, before the games are stepped: a GPU computes on while they play
-        updates = due(args.train_frequency) if len(buffer) >= args.learning_starts else 0
+        updates = passed(args.train_frequency) if len(buffer) >= args.learning_starts else 0
         for _ in range(updates):
-            batch = buffer.sample(args.batch_size)
-            loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss, q_pred = learn()
 
-        # step; where a game was over, the action is ignored and next_obs is the next game's first
+        # step
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
-        life_lost = (infos["lives"] < lives) & ~over  # over: lives of a new game, maybe fewer
         step += args.num_envs
         finished = step >= total or bool(signals)
 
-        # store; a truncated game is not terminal: it could have gone on, so its target still has
-        # the value of next_obs. `over` is still that of obs: whether obs was its game's last.
-        terminal = terminations | (life_lost & args.terminal_on_life_loss)
-        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, over)  # rewards -1, 0 or 1
-        steps_in_life = np.where(life_lost | over, 0, steps_in_life + 1)
-        over = terminations | truncations
-        lives = infos["lives"]
-        obs = next_obs
-        # sync: Q⁻ becomes a copy of Q
-        if due(args.target_network_frequency):
+        # store; a truncated game is not terminal: it could have gone on. It is cut off, not learnt
+        terminal = terminations | (infos["life_lost"] & args.terminal_on_life_loss)
+        ended = terminations | truncations
+        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended)  # rewards -1, 0 or 1
+        obs = torch.as_tensor(next_obs, device=device)
+
+        # sync: Q_target becomes a copy of Q
+        if passed(args.target_network_frequency):
             target_network.load_state_dict(q_network.state_dict())
 
         # report
-        for i in np.flatnonzero(infos.get("_episode", [])):
-            writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], step)
-            writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], step)
-        save = finished or due(args.checkpoint_frequency)
+        for i in np.flatnonzero(ended):
+            game_step = step - args.num_envs + 1 + i  # TensorBoard shows one game a step
+            writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], game_step)
+            writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], game_step)
+        save = finished or passed(args.checkpoint_frequency)
         restart = save and args.save_replay
-        if not (save or due(10_000)):
+        if not (save or passed(10_000)):
             continue
         if not loss.isfinite():
             refuse(f"loss {loss.item()} at step {step:,}, not saved", 1)
         if save:  # first, since printing may block
-            checkpoint = {"model": q_network.state_dict(), "args": vars(args), "global_step": step}
+            checkpoint = {"model": q_network.state_dict(), "args": flags, "global_step": step}
             save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
             checkpoint["target"] = target_network.state_dict()
             checkpoint["optimizer"] = optimizer.state_dict()
-            checkpoint["replay"] = vars(buffer) if args.save_replay else None
+            checkpoint["buffer"] = vars(buffer) if args.save_replay else None
             save_checkpoint(checkpoint, run_dir / "latest.pt")
         sps = (step - last_step) / (time.monotonic() - last_time)
+        hours = f"{max(total - step, 0) / sps / 3600:.2f} h" if last_step >= first else "-"
         last_step, last_time = step, time.monotonic()
         writer.add_scalar("charts/SPS", sps, step)
         writer.add_scalar("charts/epsilon", epsilon, step)
         writer.add_scalar("losses/td_loss", loss.item(), step)
         writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-        left = max(total - step, 0)
+        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # near 0: dead
         returns = envs.return_queue or [np.nan]  # of the last 100 games
-        say(f"step {step:,} ({1 - left / total:.1%})  SPS {sps:.0f}  "
-            f"ETA {left / sps / 3600:.2f} h  epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
+        say(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours}  "
+            f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
             f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
             f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
     writer.close()
     if step < total:
-        say(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
+        say(f"stopped; to go on: python dqn_atari.py --resume {shlex.quote(str(run_dir))}")
     return run_dir
 
 
-# Plumbing: bad input, checkpoints, the command line
+# Plumbing: CUDA, bad input, checkpoints, the command line
+def captured(learn, optimizer):
+    """As learn(), but on CUDA: three calls, then they are recorded, and repeated, as a CUDA graph,
+    since to launch its 150 kernels one by one takes longer than to run them."""
+    graph = torch.cuda.CUDAGraph()
+    calls, results = 0, None
+
+    def call():
+        nonlocal calls, results
+        calls += 1
+        if calls <= 3:
+            return learn()
+        if calls == 4:
+            optimizer.param_groups[0]["capturable"] = True
+            with torch.cuda.graph(graph):  # records, and runs nothing
+                results = learn()
+        graph.replay()
+        return results
+    return call
+
+
 def refuse(what: str, code: int = 2):
     """One line on stderr, and out: with 2 for bad input, with 1 where a run can't go on."""
     print(f"error: {what}", file=sys.stderr)
@@ -351,8 +437,8 @@ def say(line: str) -> None:
         sys.stdout = open(os.devnull, "w")
 
 
-def check(args: Args, saved: dict | None) -> str:
-    """Refuse what can't work here, or in the run to be resumed; return the device."""
+def check(args: Args, device: str, best: str, saved: dict | None) -> None:
+    """Refuse what can't work here, or in the run to be resumed."""
     def require(holds: bool, name: str, hint: str) -> None:
         if not holds:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
@@ -360,33 +446,31 @@ def check(args: Args, saved: dict | None) -> str:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # at most a restart in 4 slots
-             "buffer_size": args.learning_starts + 5 * args.num_envs}  # 4 slots undrawn, 1 rounding
-    for name, value in vars(args).items():
-        if type(value) is int:
-            low = least.get(name, 1)
-            require(low <= value < 2**32, name, f"must be from {low} to 2**32 - 1")
-        if type(value) is float:
-            require(0 <= value <= 1, name, "must be from 0 to 1")
-    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device = best.type if args.device == "auto" else args.device
-    require(device in ("cpu", best.type), "device", f"best here is {best.type}")
+    least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
+                           "batch_size", "train_frequency", "target_network_frequency"), 1)
+    least |= {"seed": 0, "checkpoint_frequency": STACK * args.num_envs,  # a restart in STACK slots
+              "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}  # 1: rounding
+    for name, low in least.items():
+        require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
+    for name in ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e"):
+        require(0 <= getattr(args, name) <= 1, name, "must be from 0 to 1")
+    require(device in ("cpu", best), "device", f"best here is {best}")
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
     if device == "cpu" and sys.platform == "linux":
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
-    held = min(args.buffer_size, args.total_timesteps)
-    require(held * 7063 <= free, "buffer_size", f"{device} has memory for {free // 7063}")
+    most = int(free - 5e8) // 7063  # the process itself takes half a GB
+    require(min(args.buffer_size, args.total_timesteps) <= most, "buffer_size",
+            f"{device} has memory for {most}")
     if saved:
-        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["replay"]):
+        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["buffer"]):
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
-    return device
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """Write to another name, then rename: a kill leaves the old file or the new one."""
-    partial = path.with_suffix(".tmp")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with open(partial, "wb") as file:
             torch.save(checkpoint, file)
@@ -400,24 +484,30 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
-    """What train() saved, on the CPU, its args as Args; refuse what is damaged or not `whole`."""
+    """What train() saved, on the CPU, its args as Args; refuse what is damaged or not `whole`.
+    A flag that it doesn't have takes its default, one that is unknown here is passed over."""
+    needed = {"model", "args", "global_step"}
+    if whole:  # what resuming needs
+        needed |= {"target", "optimizer", "buffer"}
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        needed = {"target", "optimizer", "replay"} if whole else set()
-        missing = needed - set(saved) | set(vars(Args())) - set(saved["args"])
-        if missing:
-            raise ValueError(f"without {missing}")
+        if needed - set(saved):
+            raise ValueError(f"without {needed - set(saved)}")
         if not all(weight.isfinite().all() for weight in saved["model"].values()):
             raise ValueError("weights not finite")
-        return saved | {"args": Args(**saved["args"]), "global_step": int(saved["global_step"])}
+        known = {name: saved["args"][name] for name in vars(Args()) if name in saved["args"]}
+        return saved | {"args": Args(**known)}
     except Exception as error:  # torch.load has a dozen ways to say it
         refuse(f"{path}: no whole checkpoint of this version: {error!r}")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # names may have letters that the terminal hasn't
     args = tyro.cli(Args)
     if args.resume is not None:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
+    elif args.paper:
+        args = tyro.cli(Args, default=PAPER)
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
