@@ -7,13 +7,13 @@
 
 The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
 --double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
-return of an action. From transitions (s, a, r, s', terminated) it learns to predict
+return of an action. It learns from transitions (s, a, r, s', terminated) to predict
 
     y = r + gamma * (1 - terminated) * max_a' Q_target(s', a').
 
-A replay buffer breaks the correlation of successive steps; Q_target is a copy of Q, synced rarely,
-so that the targets don't chase themselves. A step is an action in one of N games, for 4 frames.
-In reading order: Args; the games; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
+Replay breaks the correlation of successive steps; Q_target is a copy of Q, synced rarely, so that
+targets don't chase themselves. A step is an action in one of N games, for 4 frames. In reading
+order: Args; the games; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
 import dataclasses
@@ -147,11 +147,10 @@ class ReplayBuffer:
     A slot holds a step of each of N games: the newest picture of the observation, the action taken,
     what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs is still
-        picture  a  b  c  d  e      to come. The next_obs of slot 2 has d of another game: if it was
-        ended          x            terminal, its target asks for no value there; else the game was
-
-    cut off (truncated, or restarted), its own next picture is lost, and slot 2 is never drawn."""
+        slot     0  1  2  3  4      obs of slot 4: (blank, blank, d, e); its next_obs is to come
+        picture  a  b  c  d  e      next_obs of slot 2: (a, b, c, d), though d is another game's: if
+        ended          x            slot 2 is terminal, no value is asked of d; if the game was cut
+                                    off (truncated or restarted), slot 2 is never drawn"""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
@@ -165,8 +164,8 @@ class ReplayBuffer:
         self.newest, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
-        """Steps to draw from: not the newest slot's, which has no next picture yet, nor, in a full
-        ring, those of the oldest STACK - 1, whose stacks began with what is overwritten."""
+        """Steps to draw from: without the newest slot, which has no next picture yet, and, in a
+        full ring, the oldest STACK - 1, whose stacks began with what is overwritten."""
         return max(0, min(self.size - 1, self.slots - STACK)) * self.num_envs
 
     def add(self, frames, actions, rewards, terminations, ended) -> None:
@@ -227,6 +226,10 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
+        # Q begins at 0 everywhere. With random weights here, Adam's first steps, of full size
+        # however small the errors are, switch those units off for good that have the wrong sign.
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return self.network(obs.to(memory_format=torch.channels_last) / 255.0)
@@ -487,8 +490,7 @@ def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
     """What train() saved, on the CPU, its args as Args; refuse what is damaged or not `whole`.
     A flag that it doesn't have takes its default, one that is unknown here is passed over."""
     needed = {"model", "args", "global_step"}
-    if whole:  # what resuming needs
-        needed |= {"target", "optimizer", "buffer"}
+    needed |= {"target", "optimizer", "buffer"} if whole else set()
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if needed - set(saved):
