@@ -50,11 +50,14 @@ class FullBuffer(ReplayBuffer):
     def __init__(self, *args):
         super().__init__(*args)
         self.frames[:] = torch.randint(0, 256, self.frames.shape[1:], dtype=torch.uint8)
-        self.over[:] = False
-        self.over[::200] = True
+        self.ended[:] = False
+        self.ended[::200] = True
+        self.terminations[::200] = True
         self.size = self.slots
+        self.newest.fill_(self.slots - 1)
+        self.drawable.fill_(len(self) // self.num_envs)
         rings = [ring for ring in vars(self).values() if isinstance(ring, torch.Tensor)]
-        FullBuffer.bytes_each = sum(ring.nbytes for ring in rings) / self.over.numel()
+        FullBuffer.bytes_each = sum(ring.nbytes for ring in rings) / self.ended.numel()
 
 
 class Clock:
@@ -73,7 +76,7 @@ class Clock:
 
 
 def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
-    """Run train(); with `parts` time its parts too, which slows it down a little on a GPU."""
+    """Run train(); with `parts` time its parts too, on a GPU without the CUDA graph, and slower."""
     clock, spent = Clock(steps // args.num_envs), {}
 
     def timed(owner, name, part):
@@ -99,6 +102,7 @@ def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
 
     dqn_atari.ReplayBuffer = FullBuffer
     if parts:
+        dqn_atari.captured = lambda learn, optimizer: learn  # a CUDA graph has no parts to time
         dqn_atari.make_vec_env = make_timed
         timed(FullBuffer, "sample", "sample")
         timed(dqn_atari, "td_loss", "forward")
@@ -148,6 +152,7 @@ def measure_sb3(args: Args, held: int, steps: int) -> dict:
         train_freq=1,
         gradient_steps=1,
         learning_starts=steps // 8,
+        learning_rate=args.learning_rate,
         target_update_interval=args.target_network_frequency // envs,
         exploration_initial_eps=args.end_e,
         exploration_final_eps=args.end_e,

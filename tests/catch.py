@@ -2,7 +2,8 @@
 
 A ball falls in a random column of a 5 x 5 board, a paddle moves along the lowest row. After 4 steps
 the game ends: +3 for the ball caught, -3 for a ball missed (so that clipping shows). A random
-policy catches about one in three. The stack, the endings and the infos are those of ALE's environment.
+policy catches about one in three. The stack, the endings and the infos are those of ALE's
+environment: the step that ends a game returns the first observation of the next.
 """
 
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import gymnasium as gym
 import numpy as np
 from ale_py import Action
 
+from dqn_atari import Lives
+
 # For ALE in a stand-in for its environment.
 NO_FIRE = SimpleNamespace(get_action_set=lambda: [Action.LEFT, Action.NOOP, Action.RIGHT])
 
 
 class Catch(gym.vector.VectorEnv):
-    metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     ale = NO_FIRE
 
     def __init__(self, num_envs):
@@ -32,29 +35,22 @@ class Catch(gym.vector.VectorEnv):
         self.rng = np.random.default_rng(seed)
         self.stacks = np.zeros((self.num_envs, 4, 84, 84), np.uint8)
         self.row, self.ball, self.paddle = (np.zeros(self.num_envs, int) for _ in range(3))
-        self.over = np.ones(self.num_envs, bool)
-        obs = self._observe()
-        self.over = np.zeros(self.num_envs, bool)
-        return obs, self._infos()
+        return self._observe(np.ones(self.num_envs, bool)), self._infos()
 
     def step(self, actions):
-        playing = ~self.over
-        moved = np.clip(self.paddle + actions - 1, 0, 4)
-        self.paddle = np.where(playing, moved, self.paddle)
-        self.row = np.where(playing, self.row + 1, self.row)
-        ended = playing & (self.row == 4)
+        self.paddle = np.clip(self.paddle + actions - 1, 0, 4)
+        self.row = self.row + 1
+        ended = self.row == 4
         rewards = np.where(ended, np.where(self.ball == self.paddle, 3, -3), 0)
-        obs = self._observe()
-        self.over = ended
-        return obs, rewards, ended, np.zeros(self.num_envs, bool), self._infos()
+        return self._observe(ended), rewards, ended, np.zeros(self.num_envs, bool), self._infos()
 
     def _infos(self):
         return {"lives": np.zeros(self.num_envs, np.int32)}
 
-    def _observe(self):
-        """Deal new games where they are over, and draw the newest frame of every stack."""
+    def _observe(self, starting):
+        """Deal new games where they start, and draw the newest picture of every stack."""
         for i in range(self.num_envs):
-            if self.over[i]:
+            if starting[i]:
                 self.row[i], (self.ball[i], self.paddle[i]) = 0, self.rng.integers(5, size=2)
                 self.stacks[i] = 0
             self.stacks[i, :-1] = self.stacks[i, 1:].copy()
@@ -66,4 +62,6 @@ class Catch(gym.vector.VectorEnv):
 
 
 def make_catch(args):
-    return gym.wrappers.vector.RecordEpisodeStatistics(Catch(args.num_envs))
+    envs = Catch(args.num_envs)
+    envs = Lives(envs, envs.ale.get_action_set())
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs)

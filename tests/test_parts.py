@@ -27,7 +27,9 @@ def cut_out(*names):
 
 @pytest.mark.parametrize("double_q", [False, True])
 def test_the_buffer_the_network_and_the_loss(double_q):
-    _, ReplayBuffer, QNetwork, td_loss = cut_out("Batch", "ReplayBuffer", "QNetwork", "td_loss")
+    *_, ReplayBuffer, QNetwork, td_loss = cut_out(
+        "STACK", "Batch", "ReplayBuffer", "QNetwork", "td_loss"
+    )
     buffer = ReplayBuffer(40, 2)
     for step in range(10):
         frames = np.full((2, 84, 84), step, np.uint8)
@@ -38,8 +40,13 @@ def test_the_buffer_the_network_and_the_loss(double_q):
     assert q_pred.shape == (4,) and torch.isfinite(loss)
 
 
-def test_the_environment():
-    (make_env,) = cut_out("make_env")
+def test_the_environments():
+    *_, Args, make_vec_env, make_env = cut_out(
+        "STACK", "Lives", "Args", "make_vec_env", "make_env"
+    )
+    envs = make_vec_env(Args(num_envs=2))
+    obs, _ = envs.reset(seed=1)
+    assert obs.shape == envs.step(np.array([0, 0]))[0].shape == (2, 4, 84, 84)
     env = make_env("ALE/Pong-v5")
     obs, _ = env.reset(seed=1)
     assert obs.shape == env.step(0)[0].shape == (4, 84, 84)

@@ -1,4 +1,4 @@
-"""The ring of frames against a naive list that keeps every transition whole."""
+"""The ring of pictures against a naive list that keeps every transition whole."""
 
 import math
 
@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+import dqn_atari
 from dqn_atari import ReplayBuffer
 
 
 class Oracle:
     """Plays random episodes into a ReplayBuffer as train() would, and lists what really happened.
 
-    Every frame is filled with its own number, so a stack can be read off as 4 numbers.
+    Every picture is filled with its own number, so a stack can be read off as STACK numbers. A game
+    ends in one of `mean_length` steps, and loses a life in as many; half the endings are terminal,
+    the others cut the game off.
     """
 
     def __init__(self, capacity, num_envs, seed, mean_length=6):
@@ -21,60 +24,52 @@ class Oracle:
         self.rng = np.random.default_rng(seed)
         self.mean_length = mean_length
         self.count, self.slots = 0, []
-        self.over = np.ones(num_envs, bool)
-        self.stacks = np.zeros((num_envs, 4), int)
-        self.truncated = np.zeros(num_envs, bool)
-        self.begin(np.ones(num_envs, bool))
+        self.stacks = np.zeros((num_envs, dqn_atari.STACK), int)
+        self.show(np.ones(num_envs, bool))
 
-    def frame_numbers(self):
-        n = self.buffer.num_envs
-        numbers = np.arange(self.count + 1, self.count + n + 1)
-        self.count += n
-        return numbers % 251 + 1  # as bytes, never 0: zeros are the padding
-
-    def begin(self, starting):
-        """Show every game its next frame; those that are starting have zeros before it."""
+    def show(self, starting):
+        """Every game's next picture; before that of a game that starts there are zeros."""
+        n = len(starting)
         self.stacks = np.where(starting[:, None], 0, np.roll(self.stacks, -1, axis=1))
-        self.stacks[:, -1] = self.frame_numbers()
-        self.over = np.zeros_like(starting)
+        # As bytes, never 0: zeros are the padding.
+        self.stacks[:, -1] = np.arange(self.count, self.count + n) % 251 + 1
+        self.count += n
 
     def step(self, restart=False):
         n = self.buffer.num_envs
         actions = self.rng.integers(18, size=n)
         rewards = self.rng.integers(-1, 2, size=n).astype(np.float32)
-        was_over = self.over
-        ends = (self.rng.random(n) < 1 / self.mean_length) & ~was_over
-        terminations = ends & (self.rng.random(n) < 0.5)  # the other ends are truncations
-        rewards[was_over] = 0
-        obs = self.stacks.copy()
+        ended, lost_life, over = self.rng.random((3, n)) < [
+            [1 / self.mean_length], [1 / self.mean_length], [0.5]
+        ]  # fmt: skip
+        terminal = np.where(ended, over, lost_life)
+        obs = self.stacks
         frames = np.repeat(obs[:, -1], 84 * 84).reshape(n, 84, 84).astype(np.uint8)
-        self.buffer.add(frames, actions, rewards, terminations, was_over)
+        self.buffer.add(frames, actions, rewards, terminal, ended)
         if restart:
             self.buffer.end_games()
-        self.begin(np.ones(n, bool) if restart else was_over)
-        self.over = np.zeros(n, bool) if restart else ends
-        real = ~was_over & (not restart)
-        self.slots.append(
-            [
-                (tuple(obs[i]), actions[i], rewards[i], tuple(self.stacks[i]), terminations[i])
-                if real[i]
-                else None
-                for i in range(n)
-            ]
-        )
+            ended = np.ones(n, bool)
+        self.show(ended)
+        slot = []
+        for i in np.flatnonzero(terminal | ~ended):  # the others were cut off
+            next_obs = (*obs[i, 1:], self.stacks[i, -1])
+            slot.append((tuple(obs[i]), actions[i], rewards[i], next_obs, terminal[i]))
+        self.slots.append(slot)
 
     def transitions(self):
         """What may be sampled: not the newest slot, nor those that a full ring has overwritten or
-        will overwrite next, nor the three whose stacks would reach there."""
-        kept = self.slots[-(self.buffer.slots - 3) : -1]
-        return [t for slot in kept for t in slot if t is not None]
+        will overwrite next, nor the others whose stacks would reach there."""
+        kept = self.slots[-(self.buffer.slots - dqn_atari.STACK + 1) : -1]
+        return [transition for slot in kept for transition in slot]
 
 
 def read(batch):
     """The batch as the oracle writes its transitions."""
     for frames in (batch.obs, batch.next_obs):
-        assert frames.shape[1:] == (4, 84, 84) and frames.dtype == torch.uint8
+        assert frames.shape[1:] == (dqn_atari.STACK, 84, 84) and frames.dtype == torch.uint8
         assert (frames == frames[:, :, :1, :1]).all()
+    assert (batch.actions.dtype, batch.rewards.dtype) == (torch.int64, torch.float32)
+    assert batch.terminations.dtype == torch.bool
     return list(
         zip(
             map(tuple, batch.obs[:, :, 0, 0].tolist()),
@@ -86,32 +81,43 @@ def read(batch):
     )
 
 
+@pytest.mark.parametrize("stack", [2, 4])
 @pytest.mark.parametrize("num_envs", [1, 3])
-@pytest.mark.parametrize("steps", [2, 5, 17, 39, 40, 41, 100, 333])
-def test_samples_are_exactly_the_oracles_transitions(num_envs, steps):
-    """Invariants 1 to 4, before the ring is full, when it is just full, and wrapped around."""
-    oracle = Oracle(40 * num_envs, num_envs, seed=steps)
-    for _ in range(steps):
-        oracle.step()
+@pytest.mark.parametrize("steps", [3, 5, 17, 39, 40, 41, 100, 233])
+def test_samples_are_exactly_the_oracles_transitions(monkeypatch, stack, num_envs, steps):
+    """Before the ring is full, when it is just full, and wrapped around; with restarts."""
+    monkeypatch.setattr(dqn_atari, "STACK", stack)
+    oracle = Oracle(40 * num_envs + num_envs // 2, num_envs, seed=steps)
+    for step in range(steps):
+        oracle.step(restart=step % 16 == 15)
+    assert len(oracle.buffer) == min(steps - 1, 40 - stack) * num_envs
     expected = set(oracle.transitions())
     assert expected
     seen = set()
-    for _ in range(40):
-        seen |= set(read(oracle.buffer.sample(64)))
+    for _ in range(20):
+        seen |= set(read(oracle.buffer.sample(128)))
     assert seen == expected  # none that should not be there, and none left out
 
 
-@pytest.mark.parametrize("terminated", [False, True])
-def test_an_ending_leads_to_its_true_last_frame(terminated):
-    """Frames 1, 2, 3 are a game that ends with 3, frames 4 and 5 the next one."""
+@pytest.mark.parametrize(
+    "terminal, ended, drawn",
+    [
+        # The step that showed 3, then 4: in the same game, after a lost life, ...
+        (False, False, [((0, 1, 2, 3), (1, 2, 3, 4), False), ((1, 2, 3, 4), (2, 3, 4, 5), False)]),
+        (True, False, [((0, 1, 2, 3), (1, 2, 3, 4), True), ((1, 2, 3, 4), (2, 3, 4, 5), False)]),
+        # ... with the game's end, and where the game was cut off: 4 is another's.
+        (True, True, [((0, 1, 2, 3), (1, 2, 3, 4), True), ((0, 0, 0, 4), (0, 0, 4, 5), False)]),
+        (False, True, [((0, 0, 0, 4), (0, 0, 4, 5), False)]),
+    ],
+)
+def test_lives_endings_and_cut_offs(terminal, ended, drawn):
     buffer = ReplayBuffer(10, 1)
-    for frame, ends, over in [(1, 0, 0), (2, terminated, 0), (3, 0, 1), (4, 0, 0), (5, 0, 0)]:
-        buffer.add(np.full((1, 84, 84), frame, np.uint8), [0], [0.0], [bool(ends)], [bool(over)])
-    assert set(read(buffer.sample(500))) == {
-        ((0, 0, 0, 1), 0, 0.0, (0, 0, 1, 2), False),
-        ((0, 0, 1, 2), 0, 0.0, (0, 1, 2, 3), terminated),
-        ((0, 0, 0, 4), 0, 0.0, (0, 0, 4, 5), False),
-    }
+    for picture in range(1, 6):
+        flags = [picture == 3 and terminal], [picture == 3 and ended]
+        buffer.add(np.full((1, 84, 84), picture, np.uint8), [0], [0.0], *flags)
+    start = [((0, 0, 0, 1), (0, 0, 1, 2), False), ((0, 0, 1, 2), (0, 1, 2, 3), False)]
+    sampled = set(read(buffer.sample(500)))
+    assert sampled == {(obs, 0, 0.0, next_obs, end) for obs, next_obs, end in start + drawn}
 
 
 def test_restarted_games_leave_no_transition_across_the_restart():
@@ -122,9 +128,10 @@ def test_restarted_games_leave_no_transition_across_the_restart():
     assert sampled == set(oracle.transitions())
 
 
-def test_sampling_is_uniform():
+@pytest.mark.parametrize("steps", [30, 100])
+def test_sampling_is_uniform(steps):
     oracle = Oracle(120, 3, seed=2, mean_length=5)
-    for _ in range(100):
+    for _ in range(steps):
         oracle.step()
     expected = oracle.transitions()
     assert len(expected) == len(set(expected))
@@ -142,8 +149,8 @@ def test_sampling_is_uniform():
 
 def test_bytes_of_a_transition():
     buffer = ReplayBuffer(1600, 16)
-    rings = [ring for ring in vars(buffer).values() if isinstance(ring, torch.Tensor)]
-    assert sum(ring.nbytes for ring in rings) == 1600 * 7063
+    tensors = [value for value in vars(buffer).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.nbytes for tensor in tensors if tensor.ndim) == 1600 * 7063
     assert buffer.frames.shape == (100, 16, 84, 84)
 
 
@@ -157,37 +164,43 @@ def test_sampling_nothing_is_an_error():
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_a_batch_holds_no_ending_with_near_certainty(monkeypatch, batch_size):
-    """With a game ending in one of 50 rows, a batch is spoilt by fewer than one in 1e12."""
+def test_a_batch_holds_no_cut_off_step_with_near_certainty(monkeypatch, batch_size):
+    """With one of 4 slots cut off, as densely as they may be, fewer than one batch in 1e12 does."""
+    oracle = Oracle(400, 1, seed=0, mean_length=10**9)
+    for step in range(120):
+        oracle.step(restart=step % 4 == 3)
+    expected = set(oracle.transitions())
+    assert all(set(read(oracle.buffer.sample(batch_size))) <= expected for _ in range(300))
     drawn, randint = [], torch.randint
-    monkeypatch.setattr(torch, "randint", lambda *a, **kw: drawn.append(a[1]) or randint(*a, **kw))
-    oracle = Oracle(400, 1, seed=0)
-    for _ in range(100):
-        oracle.step()
+    monkeypatch.setattr(
+        torch, "randint", lambda *a, **kw: drawn.append(randint(*a, **kw)) or drawn[-1]
+    )
     oracle.buffer.sample(batch_size)
-    (draws,) = drawn[0]
-    spare = draws - batch_size
+    draws = drawn[0].numel()
     chance = sum(
-        math.comb(draws, k) * 0.02**k * 0.98 ** (draws - k) for k in range(spare + 1, draws + 1)
+        math.comb(draws, k) * 0.25**k * 0.75 ** (draws - k)
+        for k in range(draws - batch_size + 1, draws + 1)
     )
     assert chance < 1e-12
 
 
-@pytest.mark.parametrize("steps", [10, 40, 55])
+@pytest.mark.parametrize("steps", [1, 10, 40, 55])
 def test_state_can_be_loaded_into_a_ring_as_large_or_larger(steps):
+    """And goes on there as it would have here."""
     oracle = Oracle(120, 3, seed=4)
     for _ in range(steps):
         oracle.step()
-    copy = ReplayBuffer(120, 3)
-    copy.load_state_dict(vars(oracle.buffer))
+    copies = [ReplayBuffer(120, 3)] + [ReplayBuffer(300, 3)] * (steps < 36)
+    for copy in copies:
+        copy.load_state_dict(vars(oracle.buffer))
+        assert len(copy) == len(oracle.buffer)
+        copy.add(np.full((3, 84, 84), 99, np.uint8), [0] * 3, [0.0] * 3, [False] * 3, [False] * 3)
+    oracle.buffer.add(
+        np.full((3, 84, 84), 99, np.uint8), [0] * 3, [0.0] * 3, [False] * 3, [False] * 3
+    )
     torch.manual_seed(0)
     expected = oracle.buffer.sample(500)
-    torch.manual_seed(0)
-    for ours, theirs in zip(copy.sample(500), expected):
-        assert torch.equal(ours, theirs)
-    if steps < 36:
-        larger = ReplayBuffer(300, 3)
-        larger.load_state_dict(vars(oracle.buffer))
+    for copy in copies:
         torch.manual_seed(0)
-        for ours, theirs in zip(larger.sample(500), expected):
+        for ours, theirs in zip(copy.sample(500), expected):
             assert torch.equal(ours, theirs)

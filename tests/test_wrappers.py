@@ -1,12 +1,14 @@
-"""What make_env shows, against tables of scripted frames, and against ALE's own environment."""
+"""What make_env shows, against tables of scripted frames, and against ALE's own environment; the
+lives and FIRE, against tables."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
-
+from ale_py import Action
 from gymnasium.utils.env_checker import check_env
+from scripted import Scripted
 
-from dqn_atari import Args, make_env, make_vec_env
+from dqn_atari import Args, Lives, make_env, make_vec_env
 
 
 class ScriptedGame(gym.Env):
@@ -136,7 +138,8 @@ def test_skip_is_four_frames_and_not_sixteen():
     ],
 )
 def test_equal_to_ales_vector_environment(game, steps, max_episode_frames, monkeypatch):
-    """Pixels, rewards, endings and lives, through the ends of games."""
+    """Pixels, rewards, endings and lives, through the ends of games, where the step that ends one
+    shows the next; the single games are played after the FIRE rule as written here."""
     make = gym.make_vec
     options = {"noop_max": 0, "max_num_frames_per_episode": max_episode_frames}
     monkeypatch.setattr(gym, "make_vec", lambda *a, **kw: make(*a, **kw | options))
@@ -151,27 +154,36 @@ def test_equal_to_ales_vector_environment(game, steps, max_episode_frames, monke
         )
         for _ in range(2)
     ]
+    meanings = singles[0].unwrapped.get_action_meanings()
+    lives, life_began = [0, 0], [0, 0]
     obs, infos = envs.reset(seed=7)
     for i, env in enumerate(singles):
         first, info = env.reset(seed=i)
         np.testing.assert_array_equal(obs[i], first)
         assert infos["lives"][i] == info["lives"]
-    rng, over, endings = np.random.default_rng(3), np.zeros(2, bool), 0
-    for _ in range(steps):
+        lives[i] = info["lives"]
+    rng, endings, lost_lives = np.random.default_rng(3), 0, 0
+    for t in range(steps):
         actions = rng.integers(envs.single_action_space.n, size=2)
         obs, rewards, terminations, truncations, infos = envs.step(actions)
         for i, env in enumerate(singles):
-            if over[i]:
-                expected, info = env.reset()
-                reward, terminated, truncated = 0.0, False, False
-            else:
-                expected, reward, terminated, truncated, info = env.step(int(actions[i]))
-            np.testing.assert_array_equal(obs[i], expected)
+            serve = "FIRE" in meanings and t - life_began[i] < 2
+            action = meanings.index("FIRE") if serve else int(actions[i])
+            expected, reward, terminated, truncated, info = env.step(action)
             assert (rewards[i], terminations[i], truncations[i]) == (reward, terminated, truncated)
+            life_lost = info["lives"] < lives[i] and not (terminated or truncated)
+            assert infos["life_lost"][i] == life_lost
+            lost_lives += life_lost
+            if terminated or truncated:
+                np.testing.assert_array_equal(infos["final_obs"][i], expected)
+                expected, info = env.reset()
+                endings += 1
+            if terminated or truncated or life_lost:
+                life_began[i] = t + 1
+            lives[i] = info["lives"]
+            np.testing.assert_array_equal(obs[i], expected)
             assert infos["lives"][i] == info["lives"]
-        over = terminations | truncations
-        endings += over.sum()
-    assert endings >= 2
+    assert endings >= 2 and (lost_lives > 2 or game in ("Pong", "Freeway", "Seaquest"))
 
 
 def test_every_option_of_the_vector_environment_is_passed(monkeypatch):
@@ -179,11 +191,75 @@ def test_every_option_of_the_vector_environment_is_passed(monkeypatch):
     seen = {}
     make = gym.make_vec
     monkeypatch.setattr(gym, "make_vec", lambda *a, **kw: seen.update(kw) or make(*a, **kw))
-    envs = make_vec_env(Args(num_envs=2))
-    assert (seen["reward_clipping"], seen["episodic_life"], seen["life_loss_info"]) == (False,) * 3
-    assert seen["use_fire_reset"] is False and seen["repeat_action_probability"] == 0.25
-    assert seen["max_num_frames_per_episode"] == 108_000 and seen["noop_max"] == 30
-    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP
+    envs = make_vec_env(Args(num_envs=2, repeat_action_probability=0.125))
+    assert seen == {
+        "vectorization_mode": "vector_entry_point",
+        "autoreset_mode": gym.vector.AutoresetMode.SAME_STEP,
+        "frameskip": 4,
+        "maxpool": True,
+        "grayscale": True,
+        "img_height": 84,
+        "img_width": 84,
+        "stack_num": 4,
+        "repeat_action_probability": 0.125,
+        "noop_max": 30,
+        "max_num_frames_per_episode": 108_000,
+        "episodic_life": False,
+        "life_loss_info": False,
+        "use_fire_reset": False,
+        "reward_clipping": False,
+    }
+    assert envs.num_envs == 2
+    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.SAME_STEP
+
+
+NO, YES = False, True
+# What a step gives: lives, reward, terminated, truncated. Then: FIRE in this step, life_lost.
+ONE_GAME = [
+    (3, 0, NO, NO, YES, NO),
+    (3, 0, NO, NO, YES, NO),
+    (3, 0, NO, NO, NO, NO),
+    (2, 0, NO, NO, NO, YES),
+    (2, 0, NO, NO, YES, NO),
+    (2, 0, NO, NO, YES, NO),
+    (3, 0, NO, NO, NO, NO),  # an extra life
+    (3, 0, NO, NO, NO, NO),
+    (2, 0, NO, NO, NO, YES),
+    (1, 0, NO, NO, YES, YES),  # lost while FIRE is pressed
+    (1, 0, NO, NO, YES, NO),
+    (1, 0, NO, NO, YES, NO),
+    (3, 0, YES, NO, NO, NO),  # the last life and the game, whose successor has 3
+]
+ANOTHER = [
+    (3, 0, NO, NO, YES, NO),
+    (3, 0, NO, NO, YES, NO),
+    (2, 0, NO, YES, NO, NO),  # truncated; that the next game has fewer lives is no lost one
+    (2, 0, NO, NO, YES, NO),
+    (2, 0, NO, YES, YES, NO),
+    (2, 0, NO, NO, YES, NO),
+    (2, 0, NO, NO, YES, NO),
+    (1, 0, YES, NO, NO, NO),  # terminated, the same
+    (1, 0, NO, NO, YES, NO),
+    (1, 0, NO, NO, YES, NO),
+    (1, 0, NO, NO, NO, NO),
+    (0, 0, NO, NO, NO, YES),  # Boxing and others end long after
+    (0, 0, NO, NO, YES, NO),
+]
+
+
+@pytest.mark.parametrize("has_fire", [True, False])
+def test_lives_and_fire_step_by_step(has_fire):
+    games = Scripted([row[:4] for row in ONE_GAME], [row[:4] for row in ANOTHER])
+    envs = Lives(games, [Action.NOOP, Action.LEFT, Action.FIRE if has_fire else Action.UP])
+    for _ in range(2):  # a reset begins games anew, whatever came before
+        envs.reset(seed=1)
+        games.actions.clear()
+        for t, rows in enumerate(zip(ONE_GAME, ANOTHER)):
+            infos = envs.step(np.array([0, 1]))[-1]
+            fire = [2 if has_fire and row[4] else own for own, row in enumerate(rows)]
+            assert games.actions[t] == fire, t
+            assert infos["life_lost"].tolist() == [row[5] for row in rows], t
+            assert infos["lives"].tolist() == [row[0] for row in rows]
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Pong", "MsPacman", "Backgammon"])
@@ -205,3 +281,8 @@ def test_gymnasium_accepts_and_rebuilds_the_environment(game):
         for _ in range(20):
             np.testing.assert_array_equal(first, second)
             first, second = env.step(2)[0], again.step(2)[0]
+
+
+def test_films_are_as_fast_as_the_game():
+    env = make_env("ALE/Breakout-v5", render_mode="rgb_array")
+    assert env.metadata["render_fps"] == 15 and "rgb_array" in env.metadata["render_modes"]
