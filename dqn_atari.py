@@ -43,7 +43,7 @@ gym.register_envs(ale_py)
 class Args:
     """Train DQN on an Atari game. Steps are agent steps."""
     # The run
-    exp_name: str = "dqn_atari"  # name of the experiment, a part of the run directory's name
+    exp_name: str = "dqn_atari"  # a part of the run directory's name
     seed: int = 1  # of the games, the exploration, the sampling and the initial weights
     device: str = "auto"  # cpu, cuda, mps, xpu or auto: the accelerator there is, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
@@ -186,8 +186,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # At most one step in STACK was cut off. Draw over 2 B, sort those to the end, and keep B: to
-        # draw again in a loop would make the CPU wait for the GPU.
+        # At most one step in STACK was cut off: draw over 2 B, sort those to the end, and keep B.
+        # To draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(2**62, (draws,), device=device) % self.drawable
@@ -226,8 +226,8 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Q begins at 0 everywhere. With random weights here, Adam's first steps, of full size
-        # however small the errors are, switch those units off for good that have the wrong sign.
+        # Q begins at 0. With random weights in the last layer, Adam's first steps, of full size
+        # however small the errors, switch off for good the units whose weights have the wrong sign.
         for parameter in self.network[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -268,14 +268,14 @@ def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
     saved = load_checkpoint(Path(args.resume, "latest.pt"), whole=True) if args.resume else None
-    # To be saved: the flags as given, but no NumPy numbers, which could not be loaded.
+    # Plain values in place of NumPy's, which could not be loaded; saved as they were given.
     flags = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(args).items()}
+    args = dataclasses.replace(args, **flags)
     del flags["resume"]
     total = args.total_timesteps
     if args.learning_starts >= total or args.exploration_steps > total:  # a short run: cap both
-        args = dataclasses.replace(
-            args, learning_starts=min(args.learning_starts, total // 10 or 1),
-            exploration_steps=min(args.exploration_steps, total // 2 or 1))
+        args.learning_starts = min(args.learning_starts, total // 10 or 1)
+        args.exploration_steps = min(args.exploration_steps, total // 2 or 1)
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
     check(args, device, best.type, saved)
@@ -284,12 +284,12 @@ def train(args: Args, signals=()) -> Path:
     q_network = QNetwork(int(envs.single_action_space.n))
     q_network.to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # With eps 1e-8, Adam's own, a network dies in games with bright pictures, such as Pong: noise
-    # moves all weights by full steps, and a common drift of them switches units off for good.
+    # Adam's own eps, 1e-8, lets the noise of small errors move all weights by full steps, until
+    # whole layers are switched off for good: so died the network of Pong, a bright picture.
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
-        # Adam has a fused form, one pass over memory. Nature: centred, eps 0.01 under the root.
+        # Adam has a fused form. Nature: centred, eps 0.01 under the root.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
@@ -324,7 +324,8 @@ def train(args: Args, signals=()) -> Path:
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":
-        learn = captured(learn, optimizer)
+        results = captured(learn, optimizer)
+        learn = lambda: next(results)
 
     def passed(every: int) -> int:  # how many multiples of it the last N steps passed
         return step // every - (step - args.num_envs) // every
@@ -406,24 +407,18 @@ def train(args: Args, signals=()) -> Path:
 
 
 # Plumbing: CUDA, bad input, checkpoints, the command line
-def captured(learn, optimizer):
-    """As learn(), but on CUDA: three calls, then they are recorded, and repeated, as a CUDA graph,
-    since to launch its 150 kernels one by one takes longer than to run them."""
+def captured(learn, optimizer: torch.optim.Optimizer):
+    """Yields what learn() returns, from the fourth time on by a CUDA graph: a record of its 115 or
+    more kernels, which take longer to be launched one by one than to run."""
+    for _ in range(3):
+        yield learn()
     graph = torch.cuda.CUDAGraph()
-    calls, results = 0, None
-
-    def call():
-        nonlocal calls, results
-        calls += 1
-        if calls <= 3:
-            return learn()
-        if calls == 4:
-            optimizer.param_groups[0]["capturable"] = True
-            with torch.cuda.graph(graph):  # records, and runs nothing
-                results = learn()
+    optimizer.param_groups[0]["capturable"] = True
+    with torch.cuda.graph(graph):  # records, and runs nothing
+        results = learn()
+    while True:
         graph.replay()
-        return results
-    return call
+        yield results
 
 
 def refuse(what: str, code: int = 2):
@@ -458,17 +453,17 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     for name in ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e"):
         require(0 <= getattr(args, name) <= 1, name, "must be from 0 to 1")
     require(device in ("cpu", best), "device", f"best here is {best}")
+    if saved:
+        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["buffer"]):
+            old = getattr(saved["args"], name)
+            require(getattr(args, name) == old, name, f"{args.resume} has {old}")
+        require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
     if device == "cpu" and sys.platform == "linux":
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
     most = int(free - 5e8) // 7063  # the process itself takes half a GB
     require(min(args.buffer_size, args.total_timesteps) <= most, "buffer_size",
             f"{device} has memory for {most}")
-    if saved:
-        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["buffer"]):
-            old = getattr(saved["args"], name)
-            require(getattr(args, name) == old, name, f"{args.resume} has {old}")
-        require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -483,7 +478,8 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch.save hides the system's error in its own
         partial.unlink(missing_ok=True)
         reason = error if isinstance(error, OSError) else error.__context__ or error
-        raise OSError(f"{path}: {reason}; to go on: python dqn_atari.py --resume {path.parent}")
+        command = f"python dqn_atari.py --resume {shlex.quote(str(path.parent))}"
+        raise OSError(f"{path}: {reason}; to go on: {command}")
 
 
 def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
@@ -498,7 +494,7 @@ def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
         if not all(weight.isfinite().all() for weight in saved["model"].values()):
             raise ValueError("weights not finite")
         known = {name: saved["args"][name] for name in vars(Args()) if name in saved["args"]}
-        return saved | {"args": Args(**known)}
+        return saved | {"args": Args(**known), "global_step": int(saved["global_step"])}
     except Exception as error:  # torch.load has a dozen ways to say it
         refuse(f"{path}: no whole checkpoint of this version: {error!r}")
 
