@@ -49,7 +49,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # the paper's optimizer and exploration, see PAPER
+    paper: bool = False  # the paper's optimizer, exploration and learning_starts: PAPER
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -77,9 +77,9 @@ STACK = 4  # pictures in an observation
 
 
 class Lives(gym.vector.VectorWrapper):
-    """Tells in infos["life_lost"] (N,) who lost a life and plays on; presses FIRE, in games that
-    have it, in the first two steps of every life, whatever the action. Nature: no such rule.
-    Breakout waits for FIRE, forever if need be, and a sticky action may swallow one of the two."""
+    """Tells in infos["life_lost"] (N,) who lost a life and plays on. Presses FIRE, in games that
+    have it, in the first two steps of a life, whatever the action (replay keeps that). Nature: no
+    such rule. Breakout waits for FIRE, forever if need be, and a sticky action may swallow one."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -107,7 +107,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
     """N games in ALE's C++ threads, to train on: uint8 (N, STACK, 84, 84), raw rewards."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # an ending shows the next game's first
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a game's last step shows the next game
         frameskip=4,  # an action is held for 4 frames
         maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
         grayscale=True, img_height=84, img_width=84,  # makes a picture
@@ -125,7 +125,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, for films and for other code: shows what make_vec_env shows, (STACK, 84, 84)."""
+    """One game, for films and other code: the pictures of make_vec_env, (STACK, 84, 84)."""
     env = gym.make(
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
@@ -147,10 +147,10 @@ class ReplayBuffer:
     A slot holds a step of each of N games: the newest picture of the observation, the action taken,
     what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot     0  1  2  3  4      obs of slot 4: (blank, blank, d, e); its next_obs is to come
-        picture  a  b  c  d  e      next_obs of slot 2: (a, b, c, d), though d is another game's: if
-        ended          x            slot 2 is terminal, no value is asked of d; if the game was cut
-                                    off (truncated or restarted), slot 2 is never drawn"""
+        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs to come.
+        picture  a  b  c  d  e      The next_obs of slot 2 is (a, b, c, d), with d of another game.
+        ended          x            If slot 2 is terminal, no value is asked of d. If the game was
+                                    cut off (truncated or restarted), slot 2 is never drawn."""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
         self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
@@ -160,8 +160,8 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # so unwritten is blank
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The newest slot to draw, and how many there are: tensors, as a CUDA graph freezes ints.
-        self.newest, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
+        # The last slot that can be drawn, and how many: tensors, as captured() would freeze ints.
+        self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
         """Steps to draw from: without the newest slot, which has no next picture yet, and, in a
@@ -175,7 +175,7 @@ class ReplayBuffer:
         self.rewards[self.position] = torch.as_tensor(rewards)
         self.terminations[self.position] = torch.as_tensor(terminations)
         self.ended[self.position] = torch.as_tensor(ended)
-        self.newest.fill_(self.position - 1)
+        self.last.fill_(self.position - 1)
         self.position = (self.position + 1) % self.slots
         self.size = min(self.size + 1, self.slots)
         self.drawable.fill_(len(self) // self.num_envs)
@@ -186,12 +186,12 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # At most one step in STACK was cut off: draw over 2 B, sort those to the end, and keep B.
-        # To draw again in a loop would make the CPU wait for the GPU.
+        # Cut-off steps (one in 4 at most, see check) sort last: B of over 2 B draws are kept. To
+        # draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable
-        slot = (self.newest - age) % self.slots
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # uniform to 1e-13
+        slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
         kept = cut_off.argsort()[:batch_size]
@@ -202,7 +202,7 @@ class ReplayBuffer:
         pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
         pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
         ended = self.ended.flatten()[rows]
-        for i in range(STACK - 1):  # ended with picture i: pictures up to i are another game's
+        for i in range(STACK - 1):  # a game ended with picture i: those up to i are not this one's
             pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
         return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
                      self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
@@ -268,7 +268,7 @@ def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
     saved = load_checkpoint(Path(args.resume, "latest.pt"), whole=True) if args.resume else None
-    # Plain values in place of NumPy's, which could not be loaded; saved as they were given.
+    # To be saved: the flags before a short run caps them, and no NumPy numbers, for torch.load.
     flags = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(args).items()}
     args = dataclasses.replace(args, **flags)
     del flags["resume"]
@@ -281,15 +281,15 @@ def train(args: Args, signals=()) -> Path:
     check(args, device, best.type, saved)
     torch.manual_seed(args.seed)  # for the initial weights
     envs = make_vec_env(args)
-    q_network = QNetwork(int(envs.single_action_space.n))
-    q_network.to(device, memory_format=torch.channels_last)  # faster
+    num_actions = int(envs.single_action_space.n)
+    q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # Adam's own eps, 1e-8, lets the noise of small errors move all weights by full steps, until
-    # whole layers are switched off for good: so died the network of Pong, a bright picture.
+    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and in
+    # games with a bright picture, such as Pong, switches whole layers off for good.
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
-        # Adam has a fused form. Nature: centred, eps 0.01 under the root.
+        # Adam has a fused form. Nature: centred, 0.01 added under the root.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
@@ -325,9 +325,9 @@ def train(args: Args, signals=()) -> Path:
 
     if device == "cuda":
         results = captured(learn, optimizer)
-        learn = lambda: next(results)
+        learn = lambda: next(results)  # the same, faster
 
-    def passed(every: int) -> int:  # how many multiples of it the last N steps passed
+    def count_passed(every: int) -> int:  # multiples of it that the last N steps passed
         return step // every - (step - args.num_envs) // every
 
     last_step, last_time = step, time.monotonic()
@@ -350,7 +350,7 @@ def train(args: Args, signals=()) -> Path:
         actions = select_actions(q_values, epsilon, rng)
 
         # learn, before the games are stepped: a GPU computes on while they play
-        updates = passed(args.train_frequency) if len(buffer) >= args.learning_starts else 0
+        updates = count_passed(args.train_frequency) if len(buffer) >= args.learning_starts else 0
         for _ in range(updates):
             loss, q_pred = learn()
 
@@ -366,17 +366,17 @@ def train(args: Args, signals=()) -> Path:
         obs = torch.as_tensor(next_obs, device=device)
 
         # sync: Q_target becomes a copy of Q
-        if passed(args.target_network_frequency):
+        if count_passed(args.target_network_frequency):
             target_network.load_state_dict(q_network.state_dict())
 
         # report
         for i in np.flatnonzero(ended):
-            game_step = step - args.num_envs + 1 + i  # TensorBoard shows one game a step
+            game_step = step - args.num_envs + 1 + i  # TensorBoard keeps one value a step
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], game_step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], game_step)
-        save = finished or passed(args.checkpoint_frequency)
+        save = finished or count_passed(args.checkpoint_frequency)
         restart = save and args.save_replay
-        if not (save or passed(10_000)):
+        if not (save or count_passed(10_000)):
             continue
         if not loss.isfinite():
             refuse(f"loss {loss.item()} at step {step:,}, not saved", 1)
@@ -446,8 +446,8 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    least |= {"seed": 0, "checkpoint_frequency": STACK * args.num_envs,  # a restart in STACK slots
-              "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}  # 1: rounding
+    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # one restart in 4 slots
+              "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
     for name in ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e"):

@@ -54,7 +54,7 @@ class FullBuffer(ReplayBuffer):
         self.ended[::200] = True
         self.terminations[::200] = True
         self.size = self.slots
-        self.newest.fill_(self.slots - 1)
+        self.last.fill_(self.slots - 1)
         self.drawable.fill_(len(self) // self.num_envs)
         rings = [ring for ring in vars(self).values() if isinstance(ring, torch.Tensor)]
         FullBuffer.bytes_each = sum(ring.nbytes for ring in rings) / self.ended.numel()
