@@ -49,7 +49,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # the paper's optimizer, exploration and learning_starts: PAPER
+    paper: bool = False  # the paper's optimizer and exploration: PAPER, on the command line
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -77,9 +77,9 @@ STACK = 4  # pictures in an observation
 
 
 class Lives(gym.vector.VectorWrapper):
-    """Tells in infos["life_lost"] (N,) who lost a life and plays on. Presses FIRE, in games that
-    have it, in the first two steps of a life, whatever the action (replay keeps that). Nature: no
-    such rule. Breakout waits for FIRE, forever if need be, and a sticky action may swallow one."""
+    """Tells in infos["life_lost"] (N,) who lost a life and plays on. In games that have FIRE, it is
+    pressed in the first two steps of a life, whatever is chosen (and kept in replay): Breakout waits
+    for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -115,10 +115,10 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         repeat_action_probability=args.repeat_action_probability,  # in each frame
         noop_max=30,  # frames without action at most before a game, so that games differ
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
-        episodic_life=False,  # would start a new game at every lost life
-        life_loss_info=False,  # would end the game for the agent there: Lives tells it
-        use_fire_reset=False,  # would press FIRE once: Lives presses it
-        reward_clipping=False)  # would clip scores, too: train() clips what is learnt from
+        episodic_life=False,  # True would start a new game at every lost life
+        life_loss_info=False,  # True would end the game there for the agent: Lives tells it
+        use_fire_reset=False,  # True would press FIRE once a game: Lives does more
+        reward_clipping=False)  # True would clip scores, too: train() clips its own
     envs = Lives(envs, envs.unwrapped.ale.get_action_set())
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)  # last 100 games
 
@@ -186,8 +186,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Cut-off steps (one in 4 at most, see check) sort last: B of over 2 B draws are kept. To
-        # draw again in a loop would make the CPU wait for the GPU.
+        # Cut-off steps sort last. At most one in 4 is (see check), so that of 2 B + 32 draws B good
+        # ones are all but certain. To draw again in a loop would make the CPU wait for the GPU.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(2**62, (draws,), device=device) % self.drawable  # uniform to 1e-13
@@ -202,7 +202,7 @@ class ReplayBuffer:
         pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
         pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
         ended = self.ended.flatten()[rows]
-        for i in range(STACK - 1):  # a game ended with picture i: those up to i are not this one's
+        for i in range(STACK - 1):  # a game ended before the slot drawn, with picture i: blank to i
             pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
         return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
                      self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
@@ -311,7 +311,7 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)  # see __len__
+    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)  # of len()
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
@@ -359,7 +359,7 @@ def train(args: Args, signals=()) -> Path:
         step += args.num_envs
         finished = step >= total or bool(signals)
 
-        # store; a truncated game is not terminal: it could have gone on. It is cut off, not learnt
+        # store; a truncated game is not terminal, it could have gone on: its last step is cut off
         terminal = terminations | (infos["life_lost"] & args.terminal_on_life_loss)
         ended = terminations | truncations
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended)  # rewards -1, 0 or 1
@@ -408,8 +408,8 @@ def train(args: Args, signals=()) -> Path:
 
 # Plumbing: CUDA, bad input, checkpoints, the command line
 def captured(learn, optimizer: torch.optim.Optimizer):
-    """Yields what learn() returns, from the fourth time on by a CUDA graph: a record of its 115 or
-    more kernels, which take longer to be launched one by one than to run."""
+    """Yields what learn() returns, from the fourth time on by a CUDA graph, in the same tensors:
+    its 115 or more kernels take longer to be launched one by one than to run."""
     for _ in range(3):
         yield learn()
     graph = torch.cuda.CUDAGraph()
@@ -446,7 +446,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # one restart in 4 slots
+    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # one slot in 4 cut off
               "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
