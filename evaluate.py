@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+os.environ["OPENCV_LOG_LEVEL"] = "OFF"  # on a full disk it complains of every picture:
+os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # film() counts them instead
 import cv2
 import gymnasium as gym
 import numpy as np
@@ -28,8 +30,6 @@ import tyro
 from dqn_atari import (
     Lives, QNetwork, load_checkpoint, make_env, make_vec_env, refuse, say, select_actions)
 
-os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"  # on a full disk it complains of every picture:
-cv2.utils.logging.setLogLevel(0)  # film() counts them instead
 CODECS = {".webm": "VP80", ".mp4": "mp4v"}  # browsers play the one, desktop players the other
 FPS = 15  # the game's own speed: 60 frames a second, 4 a step
 Paths = Annotated[tuple[str, ...], tyro.conf.arg(metavar="CHECKPOINT ...")]
