@@ -1,5 +1,6 @@
 """evaluate.py with networks made by hand, so that what it must report is known."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -257,12 +258,15 @@ def test_a_bad_checkpoint_is_refused_before_the_first_game(two, tmp_path, capsys
     assert "game 1" not in capsys.readouterr().out
 
 
-@pytest.fixture
-def small_files():
-    """As on a full disk: call it with the bytes that fit into a file."""
+@contextlib.contextmanager
+def small_files(size):
+    """As on a full disk: so many bytes fit into a file. Not while pytest prints, perhaps to one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def fails(capsys, words, *args):
@@ -277,11 +281,12 @@ def fails(capsys, words, *args):
     return output
 
 
-def test_json_on_a_full_disk_keeps_the_old_file_and_the_table(two, tmp_path, capsys, small_files):
+def test_json_on_a_full_disk_keeps_the_old_file_and_the_table(two, tmp_path, capsys):
     path = tmp_path / "out.json"
     path.write_text("[]")
-    small_files(100)
-    output = fails(capsys, ["out.json: File too large"], Options(two, episodes=3, json=str(path)))
+    options = Options(two, episodes=3, json=str(path))
+    with small_files(100):
+        output = fails(capsys, ["out.json: File too large"], options)
     assert path.read_text() == "[]" and not list(tmp_path.glob("*.tmp"))
     assert output.splitlines()[-1].split()[:2] == ["200,000", "3"]
 
@@ -366,15 +371,15 @@ def test_an_animation_holds_the_start_of_a_game(tmp_path, small_network):
 
 
 @pytest.mark.parametrize("name", ["game.mp4", "game.webm", "game.webp", "http:x.webm"])
-def test_a_film_is_whole_or_an_error(tmp_path, monkeypatch, capsys, name, short, small_files):
+def test_a_film_is_whole_or_an_error(tmp_path, monkeypatch, capsys, name, short):
     """FFmpeg would take http:x.webm for an address. Equal pictures are one in a .webp."""
     monkeypatch.chdir(tmp_path)
     film(tmp_path, name)
     assert f"{name}: 48 pictures, score" in capsys.readouterr().out
-    small_files(3000)
     options = Options((str(tmp_path / "model_100.pt"),), episodes=1, video=name)
     for _ in ("the older film is there", "it is not"):
-        assert "pictures" not in fails(capsys, [name, "of 48 pictures", "disk"], options)
+        with small_files(3000):
+            assert "pictures" not in fails(capsys, [name, "of 48 pictures", "disk"], options)
         Path(name).unlink(missing_ok=True)
 
 
