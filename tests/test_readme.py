@@ -41,7 +41,7 @@ def test_it_is_short_enough_to_be_read():
 
 
 def test_every_flag_that_is_mentioned_exists():
-    other_programs = {"--logdir", "--array", "--gres", "--mem", "--wrap"}
+    other_programs = {"--delay", "--logdir", "--array", "--gres", "--mem", "--wrap"}
     known = flags(Args) | flags(Options) | other_programs | {"--help"}
     known |= {"--against-sb3", "--turns", "--steps", "--held"}  # tests/benchmark.py
     known |= {"--index-url"}  # pip
