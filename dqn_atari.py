@@ -226,10 +226,10 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Q begins at 0. With random weights in the last layer, Adam's first steps, of full size
-        # however small the errors, switch off for good the units whose weights have the wrong sign.
-        for parameter in self.network[-1].parameters():
-            nn.init.zeros_(parameter)
+        # With random weights in the last layer, Adam's first steps, of full size however small the
+        # errors, would switch units of the wrong sign off for good. Its random biases stay: with Q
+        # all zero nothing would be learnt, and NOOP be played, until a reward came by chance.
+        nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return self.network(obs.to(memory_format=torch.channels_last) / 255.0)
