@@ -78,8 +78,8 @@ STACK = 4  # pictures in an observation
 
 class Lives(gym.vector.VectorWrapper):
     """Tells in infos["life_lost"] (N,) who lost a life and plays on. In games that have FIRE, it is
-    pressed in the first two steps of a life, whatever is chosen, and kept in replay. Breakout waits
-    for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
+    pressed in the first two steps of a life, whatever is chosen; replay keeps the choice. Breakout
+    waits for it, forever if need be; a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
