@@ -324,8 +324,7 @@ def train(args: Args, signals=()) -> Path:
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":
-        results = captured(learn, optimizer)
-        learn = lambda: next(results)  # the same, faster
+        learn = captured(learn, optimizer)
 
     def count_passed(every: int) -> int:  # multiples of it that the last N steps passed
         return step // every - (step - args.num_envs) // every
@@ -407,18 +406,25 @@ def train(args: Args, signals=()) -> Path:
 
 
 # Plumbing: CUDA, bad input, checkpoints, the command line
-def captured(learn, optimizer: torch.optim.Optimizer):
-    """Yields what learn() returns, from the fourth time on by a CUDA graph, in the same tensors:
-    its 115 or more kernels take longer to be launched one by one than to run."""
-    for _ in range(3):
-        yield learn()
+def captured(learn, optimizer):
+    """As learn(), but from the fourth call on by a CUDA graph, which keeps to the same tensors: its
+    115 or more kernels take longer to be launched one by one than to run."""
     graph = torch.cuda.CUDAGraph()
-    optimizer.param_groups[0]["capturable"] = True
-    with torch.cuda.graph(graph):  # records, and runs nothing
-        results = learn()
-    while True:
+    calls, results = 0, None
+
+    def call():
+        nonlocal calls, results
+        calls += 1
+        if calls <= 3:
+            return learn()
+        if calls == 4:
+            optimizer.param_groups[0]["capturable"] = True
+            with torch.cuda.graph(graph):  # records, and runs nothing
+                results = learn()
         graph.replay()
-        yield results
+        return results
+
+    return call
 
 
 def refuse(what: str, code: int = 2):
