@@ -49,7 +49,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # the paper's optimizer and exploration: PAPER, on the command line
+    paper: bool = False  # defaults close to the paper's optimizer and exploration: PAPER
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -77,9 +77,9 @@ STACK = 4  # pictures in an observation
 
 
 class Lives(gym.vector.VectorWrapper):
-    """Tells in infos["life_lost"] (N,) who lost a life and plays on. In games that have FIRE, it is
-    pressed in the first two steps of a life, whatever is chosen; replay keeps the choice. Breakout
-    waits for it, forever if need be; a sticky action may swallow one. Nature: no such rule."""
+    """Tells in infos["life_lost"] (N,) who lost a life and plays on. If the game has FIRE, it is
+    pressed in the first two steps of a life, whatever the agent chooses, as if by the game itself:
+    Breakout waits for it, forever if need be; a sticky action may swallow one. Nature: not so."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -96,7 +96,7 @@ class Lives(gym.vector.VectorWrapper):
         if self.fire is not None:
             actions = np.where(self.steps_in_life < 2, self.fire, actions)
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
-        ended = terminations | truncations  # infos["lives"] are the next game's then
+        ended = terminations | truncations  # there infos["lives"] is the next game's already
         infos["life_lost"] = (infos["lives"] < self.lives) & ~ended
         self.lives = infos["lives"]
         self.steps_in_life = np.where(infos["life_lost"] | ended, 0, self.steps_in_life + 1)
@@ -107,7 +107,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
     """N games in ALE's C++ threads, to train on: uint8 (N, STACK, 84, 84), raw rewards."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a game's last step shows the next game
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a game's last step shows the next one
         frameskip=4,  # an action is held for 4 frames
         maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
         grayscale=True, img_height=84, img_width=84,  # makes a picture
@@ -130,7 +130,7 @@ def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=max_episode_frames)
-    has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # Backgammon: FIRE
+    has_noop = env.unwrapped.get_action_meanings()[0] == "NOOP"  # not in Backgammon
     env = gym.wrappers.AtariPreprocessing(env, noop_max if has_noop else 0)
     env = gym.wrappers.FrameStackObservation(env, STACK, padding_type="zero")
     env.metadata = env.metadata | {"render_fps": 15}  # 60 frames a second, 4 a step
@@ -153,14 +153,15 @@ class ReplayBuffer:
                                     cut off (truncated or restarted), slot 2 is never drawn."""
 
     def __init__(self, capacity: int, num_envs: int, device: str = "cpu"):
-        self.slots, self.num_envs = shape = (capacity // num_envs, num_envs)
+        self.slots, self.num_envs = capacity // num_envs, num_envs
+        shape = (self.slots, num_envs)
         self.frames = torch.zeros((*shape, 84, 84), dtype=torch.uint8, device=device)
         self.actions = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.rewards = torch.zeros(shape, device=device)  # float32
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # so unwritten is blank
+        self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last slot that can be drawn, and how many: tensors, as captured() would freeze ints.
+        # The last slot that can be drawn, and how many can: tensors, for the CUDA graph of learn().
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -186,11 +187,12 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Cut-off steps sort last. At most one in 4 is (see check), so that of 2 B + 32 draws B good
-        # ones are all but certain. To draw again in a loop would make the CPU wait for the GPU.
+        # Steps that were cut off are sorted behind the others and left out. At most one in 4 is, as
+        # check() sees to it, so that 2 B + 32 draws hold B others but for odds of 1e-17. (Drawing
+        # until there are B would make a GPU wait for the CPU.)
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # uniform to 1e-13
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # as randint(drawable)
         slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
@@ -202,7 +204,7 @@ class ReplayBuffer:
         pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
         pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
         ended = self.ended.flatten()[rows]
-        for i in range(STACK - 1):  # a game ended before the slot drawn, with picture i: blank to i
+        for i in range(STACK - 1):  # if a game ended with picture i, blank it and those before
             pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
         return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
                      self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
@@ -226,9 +228,10 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # With random weights in the last layer, Adam's first steps, of full size however small the
-        # errors, would switch units of the wrong sign off for good. Its random biases stay: with Q
-        # all zero nothing would be learnt, and NOOP be played, until a reward came by chance.
+        # Adam's first steps have full size however small the errors: if Q has to sink, they lower
+        # each of the 512 units whose weight in this layer is positive, many for good. So these
+        # weights begin at zero (Nature: at random), but not the biases: with Q all zero, greedy
+        # play would be NOOP until chance brings a reward.
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
@@ -289,7 +292,7 @@ def train(args: Args, signals=()) -> Path:
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
-        # Adam has a fused form. Nature: centred, 0.01 added under the root.
+        # Adam has a fused form. Nature: centred, eps about 0.003, with which little is learnt here.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
@@ -311,11 +314,12 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    first = step + max(args.learning_starts - (buffer.size - 1) * args.num_envs, 0)  # of len()
+    # The newest N steps can't be drawn yet.
+    first = step + max(args.learning_starts + args.num_envs - buffer.size * args.num_envs, 0)
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
-    def learn():  # one gradient step
+    def learn():  # one gradient step; as a CUDA graph runs it, tensors only, and no .item()
         batch = buffer.sample(args.batch_size)
         loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
         optimizer.zero_grad()
@@ -326,7 +330,7 @@ def train(args: Args, signals=()) -> Path:
     if device == "cuda":
         learn = captured(learn, optimizer)
 
-    def count_passed(every: int) -> int:  # multiples of it that the last N steps passed
+    def count_passed(every: int) -> int:  # how many multiples of it the last N steps reached
         return step // every - (step - args.num_envs) // every
 
     last_step, last_time = step, time.monotonic()
@@ -334,7 +338,8 @@ def train(args: Args, signals=()) -> Path:
     restart, finished = True, False
     while not finished:  # until all steps are done or a signal came
         if restart:
-            # All games begin, from a hash of (seed, step): nothing of their state need be saved.
+            # All games begin, here and where a checkpoint with replay was saved, from a hash of
+            # (seed, step): so nothing of the games need be saved to go on exactly.
             seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
@@ -408,7 +413,8 @@ def train(args: Args, signals=()) -> Path:
 # Plumbing: CUDA, bad input, checkpoints, the command line
 def captured(learn, optimizer):
     """As learn(), but from the fourth call on by a CUDA graph, which keeps to the same tensors: its
-    115 or more kernels take longer to be launched one by one than to run."""
+    115 or more kernels take longer to be launched one by one than to run. What learn() does in
+    Python is done once, when it is recorded: numbers stay as they were then."""
     graph = torch.cuda.CUDAGraph()
     calls, results = 0, None
 
@@ -452,7 +458,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # one slot in 4 cut off
+    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart cuts off a slot
               "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")

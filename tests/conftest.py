@@ -10,3 +10,4 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "real_network: with QNetwork, not its small stand-in")
+    config.addinivalue_line("markers", "real_game: with ALE's game, not its small stand-in")

@@ -9,25 +9,17 @@ import pytest
 import torch
 import tyro
 from catch import make_catch
+from script import REPO, run_script
 from small_network import SmallNetwork
 
 import dqn_atari
 import evaluate
 from dqn_atari import PAPER, Args, QNetwork
 
-REPO = Path(__file__).parent.parent
-
 
 @pytest.fixture(autouse=True)
 def in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def run(script, *flags):
-    """As a user does; importing torch takes seconds, so most cases are tried in process."""
-    return subprocess.run(
-        [sys.executable, str(REPO / script), *flags], capture_output=True, text=True, timeout=120
-    )
 
 
 def refused(capsys, words, function, *args):
@@ -103,30 +95,33 @@ def test_the_scripts_refuse_as_the_functions_do():
         ("dqn_atari.py", "--resume", ""),
         ("evaluate.py", "nothing.pt"),
     ):
-        result = run(script, *flags)
+        result = subprocess.run(
+            [sys.executable, REPO / script, *flags], capture_output=True, text=True, timeout=120
+        )
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert not Path("runs").exists()
 
 
-def test_output_that_cannot_be_encoded_is_no_traceback(monkeypatch):
+def test_output_that_cannot_be_encoded_is_no_traceback():
     torch.save(checkpoint(), "model.pt")
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = run("evaluate.py", "model.pt", "--episodes", "1")
-    assert result.returncode == 0 and "mean ? std" in result.stdout, result.stderr
+    code, output, error = run_script("evaluate.py", "model.pt", "--episodes", "1", encoding="ascii")
+    assert code == 0 and "mean ? std" in output, error
 
 
-def test_help_where_the_terminal_has_only_ascii(monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = run("dqn_atari.py", "--help")
-    assert result.returncode == 0 and "--paper" in result.stdout, result.stderr
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_and_errors_in_any_encoding(encoding):
+    for script, flag in (("dqn_atari.py", "--paper"), ("evaluate.py", "--watch")):
+        code, output, error = run_script(script, "--help", encoding=encoding)
+        assert code == 0 and flag in output, error
+    code, _, error = run_script("evaluate.py", "κ→.pt", encoding=encoding)
+    assert code == 2 and len(error.splitlines()) == 1
 
 
-def test_the_papers_flags_and_a_name_that_the_terminal_cannot_show(monkeypatch):
+def test_the_papers_flags_and_a_name_that_the_terminal_cannot_show():
     """--paper sets the defaults, and flags beside it win."""
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     flags = "--paper --device cpu --total-timesteps 64 --num-envs 4 --end-e 0.2 --exp-name ü"
-    result = run("dqn_atari.py", *flags.split())
-    assert result.returncode == 0 and "__?__" in result.stdout, result.stderr
+    code, output, error = run_script("dqn_atari.py", *flags.split(), encoding="ascii")
+    assert code == 0 and "__?__" in output, error
     (latest,) = Path("runs").glob("*__ü__*/latest.pt")
     given = {"device": "cpu", "total_timesteps": 64, "num_envs": 4, "end_e": 0.2, "exp_name": "ü"}
     assert dqn_atari.load_checkpoint(latest)["args"] == dataclasses.replace(PAPER, **given)

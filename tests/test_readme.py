@@ -3,21 +3,17 @@
 import dataclasses
 import json
 import re
-import runpy
 import shlex
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from script import REPO, run_script
 
 import dqn_atari
 from dqn_atari import Args
 from evaluate import RANDOM_AND_HUMAN, Options
 
-REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = re.findall(r"python ((?:dqn_atari|evaluate)\.py[^;&|:'\n`)]*)", README)
@@ -114,10 +110,14 @@ def test_install_commands_are_those_of_the_repository():
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A directory with a run in it that left two models, and the results of the repository."""
+    """A directory with a run in it that left two models. One stands for that of the results, whose
+    games are long (test_evaluate.py loads those)."""
     directory = tmp_path_factory.mktemp("readme")
-    (directory / "results").symlink_to(REPO / "results")
     run(directory, ["dqn_atari.py", "--checkpoint-frequency", "32", *TINY])
+    (model,) = directory.glob("runs/*/model_64.pt")
+    agent = directory / "results/ALE-Breakout-v5"
+    agent.mkdir(parents=True)
+    (agent / "model.pt").symlink_to(model)
     return directory
 
 
@@ -125,20 +125,10 @@ TINY = ["--total-timesteps", "64", "--num-envs", "4", "--device", "cpu"]
 
 
 def run(directory, words):
-    """As a script, but in this process: importing torch takes seconds."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch.setattr(sys, "argv", words)
-        patch.setattr(threading, "excepthook", threading.excepthook)
-        try:
-            runpy.run_path(str(REPO / words[0]), run_name="__main__")
-        except SystemExit as stopped:
-            assert not stopped.code, words
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        code, _, error = run_script(*words)
+        assert code == 0, error
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))

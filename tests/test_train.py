@@ -45,10 +45,12 @@ def tiny(**changes):
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_directory_with_a_small_network(request, tmp_path, monkeypatch):
+def in_an_empty_directory_with_a_small_network_and_game(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "real_network" not in request.keywords:
         monkeypatch.setattr(dqn_atari, "QNetwork", SmallNetwork)
+    if "real_game" not in request.keywords:
+        monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
 
 
 def model(run_dir, step):
@@ -71,8 +73,7 @@ def scalars(run_dir):
     return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
-def test_a_small_pixel_game_is_learnt(monkeypatch):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_a_small_pixel_game_is_learnt():
     run_dir = train(
         Args(
             total_timesteps=12_000,
@@ -91,6 +92,7 @@ def test_a_small_pixel_game_is_learnt(monkeypatch):
     assert np.mean(returns[:200]) < 0 < 2.0 < np.mean(returns[-200:])
 
 
+@pytest.mark.real_game
 def test_a_run_reaches_every_branch(monkeypatch, capsys):
     """Updates, syncs, checkpoints and reports, each as often as the flags say."""
     calls = {"update": 0, "sync": 0}
@@ -126,8 +128,7 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
     assert "step 960 (100.0%)" in capsys.readouterr().out
 
 
-def test_a_run_too_short_for_the_defaults_learns_all_the_same(monkeypatch, capsys):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_a_run_too_short_for_the_defaults_learns_all_the_same(capsys):
     args = Args(total_timesteps=400, buffer_size=400, device="cpu")
     run_dir = train(args)
     assert "learning from step 56, exploring until 200\n" in capsys.readouterr().out
@@ -147,7 +148,6 @@ def resumed(run_dir, **changes):
 
 def test_a_short_run_made_long_and_a_long_run_made_short(monkeypatch, capsys):
     """Each explores and learns as a run of its length does, and both keep the flags given."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     durations, schedule = set(), dqn_atari.linear_schedule
     monkeypatch.setattr(
         dqn_atari, "linear_schedule", lambda *a: durations.add(a[2]) or schedule(*a)
@@ -234,7 +234,6 @@ def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch
         count = []
         step = torch.optim.Adam.step
         with monkeypatch.context() as patch:
-            patch.setattr(dqn_atari, "make_vec_env", make_catch)
             patch.setattr(
                 torch.optim.Adam, "step", lambda *a, **kw: (count.append(1), step(*a, **kw))
             )
@@ -247,6 +246,7 @@ def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch
         assert abs(len(count) - (300 - 30) / 4) <= num_envs
 
 
+@pytest.mark.real_game
 def test_same_seed_same_weights_other_seed_others():
     first, second = train(tiny(num_envs=4)), train(tiny(num_envs=4, exp_name="again"))
     assert same(model(first, 960), model(second, 960))
@@ -299,9 +299,8 @@ def test_the_checkpoint_that_a_run_went_on_from_is_let_go(monkeypatch):
     assert held == [False, False]
 
 
-def test_events_from_after_the_checkpoint_are_replaced(monkeypatch):
+def test_events_from_after_the_checkpoint_are_replaced():
     """As after a kill: TensorBoard was written further than latest.pt."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     run_dir = train(tiny(total_timesteps=640))
     shutil.copy(run_dir / "latest.pt", "early.pt")
     train(tiny(resume=str(run_dir)))
@@ -401,15 +400,16 @@ def assert_saved(run_dir):
 ENDLESS = tiny(num_envs=4, total_timesteps=10**6, learning_starts=30_000, buffer_size=40_000)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_says_how_to_go_on(number):
-    process = launch(*flags_of(ENDLESS))
-    run_dir = wait_for("*/model_320.pt", process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
-    assert f"python dqn_atari.py --resume {run_dir}" in output and "Traceback" not in output
-    assert_saved(run_dir)
+def test_a_signal_saves_and_says_how_to_go_on():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    processes = [launch(*flags_of(ENDLESS), "--exp-name", number.name) for number in numbers]
+    for number, process in zip(numbers, processes):
+        run_dir = wait_for(f"*__{number.name}__*/model_320.pt", process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, output
+        assert f"python dqn_atari.py --resume {run_dir}" in output and "Traceback" not in output
+        assert_saved(run_dir)
 
 
 def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
@@ -432,7 +432,6 @@ def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
 
 
 def test_a_full_device_behind_stdout_ends_no_run(monkeypatch):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     full = open("/dev/full", "w")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
@@ -444,7 +443,6 @@ def test_a_full_device_behind_stdout_ends_no_run(monkeypatch):
 
 def test_runs_started_at_the_same_time_have_directories_of_their_own(monkeypatch):
     """Two in one microsecond: the second is refused rather than mixed with the first."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     first, second = train(tiny(total_timesteps=64)), train(tiny(total_timesteps=64))
     assert first != second
     monkeypatch.setattr(time, "time", lambda: 1.5)
@@ -483,11 +481,11 @@ def test_a_save_that_does_not_fit_names_the_systems_reason(limit):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:Exception in thread")  # TensorBoard's, when it is removed
 @pytest.mark.parametrize("where", ["a file", "removed", "too long"])
 def test_a_place_that_cannot_be_written_is_an_oserror_with_its_name(monkeypatch, where):
     if where == "a file":
         Path("runs").write_text("")
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     save = dqn_atari.save_checkpoint
     remove = lambda c, path: (shutil.rmtree(path.parent), save(c, path))  # noqa: E731
     if where == "removed":
@@ -514,7 +512,6 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(monkeypatch, capsys):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     loss = dqn_atari.td_loss
     calls = []
 
@@ -533,8 +530,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(monkeypatch,
     assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
 
 
-def test_a_run_with_no_room_to_learn_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_a_run_with_no_room_to_learn_says_so(capsys):
     args = tiny(total_timesteps=480, learning_starts=479, exploration_steps=480, buffer_size=10**4)
     run_dir = train(args)
     assert "too short to learn" in capsys.readouterr().out.splitlines()[0]
@@ -547,16 +543,14 @@ def etas(output):
     return re.findall(r"ETA (.*?)  epsilon", output)
 
 
-def test_nothing_past_the_end_is_shown(monkeypatch, capsys):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_nothing_past_the_end_is_shown(capsys):
     train(Args(total_timesteps=1, device="cpu"))
     output = capsys.readouterr().out
     assert "step 16 (100.0%)" in output and etas(output) == ["-"] and "--resume" not in output
 
 
-def test_the_eta_waits_for_a_whole_interval_of_learning(monkeypatch, capsys):
+def test_the_eta_waits_for_a_whole_interval_of_learning(capsys):
     """Before learning, steps are many times faster."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     run_dir = train(tiny(learning_starts=400))  # learns from 408; reports at 320, 640 and 960
     assert etas(capsys.readouterr().out) == ["-", "-", "0.00 h"]
     train(tiny(learning_starts=400, resume=str(run_dir), total_timesteps=2240))  # from 1368
@@ -564,9 +558,8 @@ def test_the_eta_waits_for_a_whole_interval_of_learning(monkeypatch, capsys):
     assert before == ["-", "-"] and last_but_one != "-" and last == "0.00 h"
 
 
-def test_every_game_is_logged_at_a_step_of_its_own(monkeypatch):
+def test_every_game_is_logged_at_a_step_of_its_own():
     """Those of Catch end at once; TensorBoard shows one value a step."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     run_dir = train(tiny(total_timesteps=320))
     tags = scalars(run_dir)
     steps = [event.step for event in tags["charts/episodic_return"]]
@@ -578,16 +571,14 @@ def test_every_game_is_logged_at_a_step_of_its_own(monkeypatch):
     assert again[: len(steps)] == steps and len(again) == len(set(again)) == 160
 
 
-def test_the_command_to_go_on_is_one_that_a_shell_understands(monkeypatch, capsys):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_the_command_to_go_on_is_one_that_a_shell_understands(capsys):
     run_dir = train(tiny(exp_name="x y's"), signals=[signal.SIGINT])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go on" in line]
     command = shlex.split(line.partition(": ")[2])
     assert command == ["python", "dqn_atari.py", "--resume", str(run_dir)] and "x y's" in command[3]
 
 
-def test_a_flag_that_a_reader_adds_has_no_range_until_he_gives_it_one(monkeypatch):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_a_flag_that_a_reader_adds_has_no_range_until_he_gives_it_one():
     fields = [("temperature", float, 5.0), ("layers", int, -3), ("noisy", bool, True)]
     fields = [(name, kind, dataclasses.field(default=value)) for name, kind, value in fields]
     more = dataclasses.make_dataclass("More", fields, bases=(Args,))
@@ -605,9 +596,8 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_and_a_path_from_another_script(monkeypatch, name):
+def test_numbers_and_a_path_from_another_script(name):
     """What is saved can be loaded, though a pickled NumPy number could not be."""
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
     args = tiny(**{"total_timesteps": 320, name: NUMBERS[name]})
     run_dir = train(args)
     saved = model(run_dir, 320)["args"]
@@ -631,8 +621,7 @@ OPTIMIZERS = {"adam": ((0.9, 0.999), 1e-5), "rmsprop": ((0.0, 0.95), 1e-4)}  # b
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_optimizers_differ_in_their_betas_and_eps_alone(monkeypatch, name):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
+def test_the_optimizers_differ_in_their_betas_and_eps_alone(name):
     run_dir = train(tiny(total_timesteps=64, optimizer=name, learning_rate=3e-4))
     group = torch.load(run_dir / "latest.pt", weights_only=True)["optimizer"]["param_groups"][0]
     assert (group["betas"], group["eps"]) == OPTIMIZERS[name] and group["lr"] == 3e-4
@@ -657,21 +646,23 @@ def test_rmsprop_is_torchs_once_the_bias_correction_is_gone():
 
 
 @pytest.mark.real_network
+@pytest.mark.real_game
 def test_resuming_after_sigkill_is_bit_identical():
     args = tiny(num_envs=4, save_replay=True, **REAL)
-    whole = train(dataclasses.replace(args, exp_name="whole"))
     process = launch(*flags_of(args))
-    run_dir = wait_for("ALE-Breakout-v5__dqn_atari__*/model_640.pt", process)
+    run_dir = wait_for("*/model_640.pt", process)
     process.kill()
     process.communicate()
     for path in run_dir.glob("model_960.pt"):
         path.unlink()
     process = launch("--resume", str(run_dir))
+    whole = train(args)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert same(model(run_dir, 960), model(whole, 960))
 
 
+@pytest.mark.real_game
 def test_the_replay_holds_what_the_real_game_showed(monkeypatch):
     """Every transition of a short run of Breakout: its stacks, action, reward and lost lives."""
     shown, buffers, make_vec_env = [], [], dqn_atari.make_vec_env
