@@ -78,8 +78,8 @@ STACK = 4  # pictures in an observation
 
 class Lives(gym.vector.VectorWrapper):
     """Tells in infos["life_lost"] (N,) who lost a life and plays on. If the game has FIRE, it is
-    pressed in the first two steps of a life, whatever the agent chooses, as if by the game itself:
-    Breakout waits for it, forever if need be; a sticky action may swallow one. Nature: not so."""
+    pressed in the first two steps of a life, though replay keeps what the agent chose: Breakout
+    waits for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -161,7 +161,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last slot that can be drawn, and how many can: tensors, for the CUDA graph of learn().
+        # The last slot that can be drawn, and how many can: tensors, see captured().
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -229,9 +229,9 @@ class QNetwork(nn.Module):
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
         # Adam's first steps have full size however small the errors: if Q has to sink, they lower
-        # each of the 512 units whose weight in this layer is positive, many for good. So these
-        # weights begin at zero (Nature: at random), but not the biases: with Q all zero, greedy
-        # play would be NOOP until chance brings a reward.
+        # each of the 512 units whose weight in this layer is positive, until many are never active
+        # again. So these weights begin at zero (Nature: at random). The biases don't: with Q all
+        # zero nothing is learnt, and the greedy action stays NOOP, until chance brings a reward.
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
@@ -292,7 +292,8 @@ def train(args: Args, signals=()) -> Path:
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
-        # Adam has a fused form. Nature: centred, eps about 0.003, with which little is learnt here.
+        # Adam has a fused form. Nature: centred, 0.01 under the root of summed gradients, which is
+        # an eps of 0.1 / 32 for means: little is learnt with that.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
@@ -319,7 +320,7 @@ def train(args: Args, signals=()) -> Path:
     when = f"learning from step {first:,}" if first < total else "too short to learn"
     say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
 
-    def learn():  # one gradient step; as a CUDA graph runs it, tensors only, and no .item()
+    def learn():  # one gradient step; nothing but tensors may change in it, see captured()
         batch = buffer.sample(args.batch_size)
         loss, q_pred = td_loss(q_network, target_network, batch, args.gamma, args.double_q)
         optimizer.zero_grad()
@@ -421,10 +422,10 @@ def captured(learn, optimizer):
     def call():
         nonlocal calls, results
         calls += 1
-        if calls <= 3:
+        if calls <= 3:  # CUDA's libraries and the optimizer set themselves up
             return learn()
         if calls == 4:
-            optimizer.param_groups[0]["capturable"] = True
+            optimizer.param_groups[0]["capturable"] = True  # without it Adam can't be recorded
             with torch.cuda.graph(graph):  # records, and runs nothing
                 results = learn()
         graph.replay()
@@ -459,7 +460,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
     least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart cuts off a slot
-              "buffer_size": args.learning_starts + (STACK + 1) * args.num_envs}
+              "buffer_size": args.learning_starts + 16 * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
     for name in ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e"):
