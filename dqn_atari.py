@@ -22,7 +22,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -187,9 +186,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Steps that were cut off are sorted behind the others and left out. At most one in 4 is, as
-        # check() sees to it, so that 2 B + 32 draws hold B others but for odds of 1e-17. (Drawing
-        # until there are B would make a GPU wait for the CPU.)
+        # Steps that were cut off are sorted behind the others and left out. check() sees to it that
+        # at most one in 4 is: 2 B + 32 draws hold B others but for odds of 1e-17.
         device = self.frames.device
         draws = 2 * batch_size + 32
         age = torch.randint(2**62, (draws,), device=device) % self.drawable  # as randint(drawable)
@@ -270,7 +268,7 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
 def train(args: Args, signals=()) -> Path:
     """Train until the steps are done or `signals` holds something; return the run directory.
     Bad input is a SystemExit after a line on stderr, a file that can't be written an OSError."""
-    saved = load_checkpoint(Path(args.resume, "latest.pt"), whole=True) if args.resume else None
+    saved = load_checkpoint(Path(args.resume, "latest.pt")) if args.resume else None
     # To be saved: the flags before a short run caps them, and no NumPy numbers, for torch.load.
     flags = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(args).items()}
     args = dataclasses.replace(args, **flags)
@@ -287,20 +285,16 @@ def train(args: Args, signals=()) -> Path:
     num_actions = int(envs.single_action_space.n)
     q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and in
-    # games with a bright picture, such as Pong, switches whole layers off for good.
+    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and where
+    # the picture is bright, as in Pong, switches whole layers off for good.
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
-        # RMSprop is Adam without momentum, but for a bias correction gone after 100 updates; only
-        # Adam has a fused form. Nature: centred, 0.01 under the root of summed gradients, which is
-        # an eps of 0.1 / 32 for means: little is learnt with that.
+        # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
+        # Nature: centred, eps 0.1 / 32 in these terms, with which little is learnt.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
-    try:
-        buffer = ReplayBuffer(capacity, args.num_envs, device)
-    except RuntimeError:
-        refuse(f"--buffer-size {args.buffer_size}: {device} has no memory for it")
+    buffer = ReplayBuffer(capacity, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:
         q_network.load_state_dict(saved["model"])
@@ -315,10 +309,8 @@ def train(args: Args, signals=()) -> Path:
     run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
     writer = SummaryWriter(run_dir, purge_step=step + 1)
     writer.add_text("hyperparameters", str(args), step)
-    # The newest N steps can't be drawn yet.
-    first = step + max(args.learning_starts + args.num_envs - buffer.size * args.num_envs, 0)
-    when = f"learning from step {first:,}" if first < total else "too short to learn"
-    say(f"{run_dir}: {args.env_id} on {device}, {when}, exploring until {args.exploration_steps:,}")
+    print(f"{run_dir}: {args.env_id} on {device}, learning once replay holds "
+          f"{args.learning_starts:,} steps, exploring until {args.exploration_steps:,}")
 
     def learn():  # one gradient step; nothing but tensors may change in it, see captured()
         batch = buffer.sample(args.batch_size)
@@ -329,7 +321,7 @@ def train(args: Args, signals=()) -> Path:
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":
-        learn = captured(learn, optimizer)
+        learn = captured(learn, optimizer).__next__
 
     def count_passed(every: int) -> int:  # how many multiples of it the last N steps reached
         return step // every - (step - args.num_envs) // every
@@ -345,19 +337,18 @@ def train(args: Args, signals=()) -> Path:
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
             obs, _ = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
-            obs = torch.as_tensor(obs, device=device)
             buffer.end_games()
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
         with torch.no_grad():
-            q_values = q_network(obs).cpu().numpy()  # (N, A)
-        actions = select_actions(q_values, epsilon, rng)
+            q_values = q_network(torch.as_tensor(obs, device=device))  # (N, A)
+        actions = select_actions(q_values.cpu().numpy(), epsilon, rng)
 
         # learn, before the games are stepped: a GPU computes on while they play
-        updates = count_passed(args.train_frequency) if len(buffer) >= args.learning_starts else 0
-        for _ in range(updates):
-            loss, q_pred = learn()
+        if len(buffer) >= args.learning_starts:
+            for _ in range(count_passed(args.train_frequency)):
+                loss, q_pred = learn()
 
         # step
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
@@ -368,7 +359,7 @@ def train(args: Args, signals=()) -> Path:
         terminal = terminations | (infos["life_lost"] & args.terminal_on_life_loss)
         ended = terminations | truncations
         buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended)  # rewards -1, 0 or 1
-        obs = torch.as_tensor(next_obs, device=device)
+        obs = next_obs
 
         # sync: Q_target becomes a copy of Q
         if count_passed(args.target_network_frequency):
@@ -393,7 +384,7 @@ def train(args: Args, signals=()) -> Path:
             checkpoint["buffer"] = vars(buffer) if args.save_replay else None
             save_checkpoint(checkpoint, run_dir / "latest.pt")
         sps = (step - last_step) / (time.monotonic() - last_time)
-        hours = f"{max(total - step, 0) / sps / 3600:.2f} h" if last_step >= first else "-"
+        hours = max(total - step, 0) / sps / 3600
         last_step, last_time = step, time.monotonic()
         writer.add_scalar("charts/SPS", sps, step)
         writer.add_scalar("charts/epsilon", epsilon, step)
@@ -401,51 +392,36 @@ def train(args: Args, signals=()) -> Path:
         writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
         writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # near 0: dead
         returns = envs.return_queue or [np.nan]  # of the last 100 games
-        say(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours}  "
-            f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
-            f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
-            f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
+        print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
+              f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
+              f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
+              f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
     writer.close()
     if step < total:
-        say(f"stopped; to go on: python dqn_atari.py --resume {shlex.quote(str(run_dir))}")
+        print(f"stopped; to go on: python dqn_atari.py --resume {shlex.quote(str(run_dir))}")
     return run_dir
 
 
 # Plumbing: CUDA, bad input, checkpoints, the command line
 def captured(learn, optimizer):
-    """As learn(), but from the fourth call on by a CUDA graph, which keeps to the same tensors: its
-    115 or more kernels take longer to be launched one by one than to run. What learn() does in
-    Python is done once, when it is recorded: numbers stay as they were then."""
+    """Yields what learn() returns, from the fourth time on by a CUDA graph, which keeps to the same
+    tensors: its 115 or more kernels take longer to be launched one by one than to run. What learn()
+    does in Python is done once, when it is recorded: numbers stay as they were then."""
+    for _ in range(3):  # CUDA's libraries and the optimizer set themselves up
+        yield learn()
+    optimizer.param_groups[0]["capturable"] = True  # without it Adam can't be recorded
     graph = torch.cuda.CUDAGraph()
-    calls, results = 0, None
-
-    def call():
-        nonlocal calls, results
-        calls += 1
-        if calls <= 3:  # CUDA's libraries and the optimizer set themselves up
-            return learn()
-        if calls == 4:
-            optimizer.param_groups[0]["capturable"] = True  # without it Adam can't be recorded
-            with torch.cuda.graph(graph):  # records, and runs nothing
-                results = learn()
+    with torch.cuda.graph(graph):  # records, and runs nothing
+        results = learn()
+    while True:
         graph.replay()
-        return results
-
-    return call
+        yield results
 
 
 def refuse(what: str, code: int = 2):
     """One line on stderr, and out: with 2 for bad input, with 1 where a run can't go on."""
     print(f"error: {what}", file=sys.stderr)
     sys.exit(code)
-
-
-def say(line: str) -> None:
-    """Print; a closed pipe or a full disk behind stdout silences a run, but does not end it."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
 
 
 def check(args: Args, device: str, best: str, saved: dict | None) -> None:
@@ -455,7 +431,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
             refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: {hint}")
 
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
-    near = difflib.get_close_matches(args.env_id, games, cutoff=0.4) or ["ALE/Breakout-v5"]
+    near = difflib.get_close_matches(args.env_id, games, cutoff=0)  # 3 of them
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
@@ -467,16 +443,15 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
         require(0 <= getattr(args, name) <= 1, name, "must be from 0 to 1")
     require(device in ("cpu", best), "device", f"best here is {best}")
     if saved:
-        for name in ["env_id", "optimizer"] + ["num_envs"] * bool(saved["buffer"]):
+        for name in ("env_id", "optimizer", "num_envs"):
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else sys.maxsize
-    if device == "cpu" and sys.platform == "linux":
+    if device == "cpu" and sys.platform == "linux":  # which kills only once the memory is used
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
-    most = int(free - 5e8) // 7063  # the process itself takes half a GB
-    require(min(args.buffer_size, args.total_timesteps) <= most, "buffer_size",
-            f"{device} has memory for {most}")
+        most = int(free - 5e8) // 7063  # the process itself takes half a GB
+        needed = min(args.buffer_size, args.total_timesteps)
+        require(needed <= most, "buffer_size", f"there is memory for {most}")
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -491,29 +466,23 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch.save hides the system's error in its own
         partial.unlink(missing_ok=True)
         reason = error if isinstance(error, OSError) else error.__context__ or error
-        command = f"python dqn_atari.py --resume {shlex.quote(str(path.parent))}"
-        raise OSError(f"{path}: {reason}; to go on: {command}")
+        raise OSError(f"{path}: {reason}")
 
 
-def load_checkpoint(path: Path | str, whole: bool = False) -> dict:
-    """What train() saved, on the CPU, its args as Args; refuse what is damaged or not `whole`.
-    A flag that it doesn't have takes its default, one that is unknown here is passed over."""
-    needed = {"model", "args", "global_step"}
-    needed |= {"target", "optimizer", "buffer"} if whole else set()
+def load_checkpoint(path: Path | str) -> dict:
+    """What train() saved, on the CPU, its args as Args: a flag that it doesn't have takes its
+    default, one that is unknown here is passed over."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if needed - set(saved):
-            raise ValueError(f"without {needed - set(saved)}")
-        if not all(weight.isfinite().all() for weight in saved["model"].values()):
-            raise ValueError("weights not finite")
         known = {name: saved["args"][name] for name in vars(Args()) if name in saved["args"]}
-        return saved | {"args": Args(**known), "global_step": int(saved["global_step"])}
+        return saved | {"args": Args(**known)}
     except Exception as error:  # torch.load has a dozen ways to say it
         refuse(f"{path}: no whole checkpoint of this version: {error!r}")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # names may have letters that the terminal hasn't
+    # Lines appear at once, through pipes, too, and letters that the terminal hasn't as "?".
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     args = tyro.cli(Args)
     if args.resume is not None:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
@@ -523,9 +492,8 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, lambda number, frame: signals.append(number))
-    threading.excepthook = lambda error: None  # TensorBoard's thread; train() gets its error, too
     try:
         train(args, signals)
         sys.exit(128 + signals[0] if signals else 0)
-    except OSError as error:  # a full disk, a place that can't be written
+    except (OSError, torch.OutOfMemoryError) as error:  # a full disk, too large a buffer
         refuse(str(error), 1)

@@ -28,7 +28,7 @@ import torch
 import tyro
 
 from dqn_atari import (
-    Lives, QNetwork, load_checkpoint, make_env, make_vec_env, refuse, say, select_actions)
+    Lives, QNetwork, load_checkpoint, make_env, make_vec_env, refuse, select_actions)
 
 CODECS = {".webm": "VP80", ".mp4": "mp4v"}  # browsers play the one, desktop players the other
 FPS = 15  # the game's own speed: 60 frames a second, 4 a step
@@ -92,7 +92,7 @@ def evaluate(checkpoint: dict, options: Options) -> dict:
             score, length = float(infos["episode"]["r"][i]), int(infos["episode"]["l"][i])
             games.append({"return": score, "length": length, "capped": bool(truncations[i])})
             capped = ", capped" if truncations[i] else ""
-            say(f"  game {len(games)}: {score:.0f} in {length} steps{capped}")
+            print(f"  game {len(games)}: {score:.0f} in {length} steps{capped}")
         to_play = to_play - (ended & counted)
     following = 0.0  # (N,), the return from the step after
     for reward, life_ended, counted in reversed(steps):
@@ -204,7 +204,7 @@ def film(checkpoint: dict, options: Options) -> None:
         found = sum(1 for _ in iter(cv2.VideoCapture(path, cv2.CAP_FFMPEG).grab, False))
     if options.video and not (ok and found == count):
         refuse(f"{path}: holds {found} of {count} pictures; is the disk full?", 1)
-    say(f"{path}: {count} pictures, score {score:.0f}")
+    print(f"{path}: {count} pictures, score {score:.0f}")
 
 
 def check(options: Options) -> None:
@@ -237,7 +237,7 @@ def main(options: Options) -> list[dict]:
     results = []
     try:
         for checkpoint in checkpoints if options.episodes else []:
-            say(checkpoint["path"])
+            print(checkpoint["path"])
             results.append(evaluate(checkpoint, options))
             if options.json:
                 save_json(results, options.json)
@@ -245,7 +245,7 @@ def main(options: Options) -> list[dict]:
         if results:
             ids = ", ".join(dict.fromkeys(result["env_id"] for result in results))
             sticky = results[0]["repeat_action_probability"]
-            say(f"{ids}, sticky actions {sticky:g}, epsilon {options.epsilon:g}\n{table(results)}")
+            print(f"{ids}, sticky actions {sticky:g}, epsilon {options.epsilon:g}\n{table(results)}")
     return results
 
 
@@ -273,7 +273,7 @@ RANDOM_AND_HUMAN = {
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # ± where the terminal has only ASCII
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # "?" for ± in ASCII
     try:
         main(tyro.cli(Options, description=__doc__))
     except KeyboardInterrupt:

@@ -102,7 +102,8 @@ def measure(args: Args, held: int, steps: int, parts: bool) -> dict:
 
     dqn_atari.ReplayBuffer = FullBuffer
     if parts:
-        dqn_atari.captured = lambda learn, optimizer: learn  # a CUDA graph has no parts to time
+        # A CUDA graph has no parts to time.
+        dqn_atari.captured = lambda learn, optimizer: iter(learn, None)
         dqn_atari.make_vec_env = make_timed
         timed(FullBuffer, "sample", "sample")
         timed(dqn_atari, "td_loss", "forward")

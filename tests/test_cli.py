@@ -66,7 +66,7 @@ def train(flags):
         ("--total-timesteps 10000 --buffer-size 1255", ["--buffer-size", "1255", "from 1256 to"]),
         (
             "--buffer-size 4000000000 --total-timesteps 4000000000",
-            ["--buffer-size", "cpu has memory for"],
+            ["--buffer-size", "there is memory for"],
         ),
         pytest.param(
             "--device cuda",
@@ -155,7 +155,6 @@ def checkpoint(**changes):
 
 
 DAMAGED = {
-    "nan": (checkpoint(), ["not finite"]),
     "no model": ({k: v for k, v in checkpoint().items() if k != "model"}, ["model"]),
     "no step": ({k: v for k, v in checkpoint().items() if k != "global_step"}, ["global_step"]),
     "step": (checkpoint(global_step="many"), ["many"]),
@@ -163,7 +162,6 @@ DAMAGED = {
     "tensor": (torch.zeros(3), []),
     "model a list": (checkpoint(model=[1]), ["model.pt"]),
 }
-DAMAGED["nan"][0]["model"]["network.9.bias"][0] = torch.nan
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -183,17 +181,6 @@ def test_cut_and_foreign_files(capsys, trained):
         refused(capsys, ["latest.pt", "checkpoint"], evaluate.main, options)
 
 
-@pytest.mark.parametrize("name", ["target", "optimizer", "buffer"])
-def test_what_evaluates_but_does_not_resume(capsys, trained, name):
-    """A model is no latest.pt, and neither is that of an older version, which said target_network
-    and replay."""
-    latest = torch.load(trained / "latest.pt", weights_only=True)
-    latest[f"older_{name}"] = latest.pop(name)
-    torch.save(latest, trained / "latest.pt")
-    refused(capsys, ["of this version", "without", name], train, f"--resume {trained}")
-    dqn_atari.load_checkpoint(trained / "latest.pt")
-
-
 def test_flags_that_came_or_went_since_a_checkpoint_was_saved(trained):
     """A missing one takes its default, one that is unknown is passed over."""
     latest = torch.load(trained / "latest.pt", weights_only=True)
@@ -201,25 +188,11 @@ def test_flags_that_came_or_went_since_a_checkpoint_was_saved(trained):
     del latest["args"]["gamma"], latest["args"]["paper"]
     latest["args"] |= {"beta": 1, "batch_size": 16}
     torch.save(latest, trained / "latest.pt")
-    args = dqn_atari.load_checkpoint(trained / "latest.pt", whole=True)["args"]
+    args = dqn_atari.load_checkpoint(trained / "latest.pt")["args"]
     given = {"device": "cpu", "total_timesteps": 64, "num_envs": 4, "save_replay": True}
     assert args == Args(**given, batch_size=16)
     dqn_atari.train(dataclasses.replace(args, resume=str(trained), total_timesteps=128))
     assert (trained / "model_128.pt").exists()
-
-
-def no_memory(*args, **kwargs):
-    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-
-@pytest.mark.parametrize("what", ["zeros", "ones"])
-def test_a_buffer_that_cannot_be_allocated(capsys, monkeypatch, what):
-    monkeypatch.setattr(dqn_atari, "make_vec_env", make_catch)
-    monkeypatch.setattr(torch, what, no_memory)
-    flags = "--device cpu --total-timesteps 800 --buffer-size 900"
-    words = ["--buffer-size 900", "cpu", "no memory"]
-    assert refused(capsys, words, train, flags) == ""
-    assert not Path("runs").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

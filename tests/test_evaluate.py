@@ -289,15 +289,6 @@ def test_json_on_a_full_disk_keeps_the_old_file_and_the_table(two, tmp_path, cap
     assert output.splitlines()[-1].split()[:2] == ["200,000", "3"]
 
 
-def test_output_that_cannot_be_printed_does_not_lose_the_games(two, tmp_path, monkeypatch):
-    def full(text):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(sys.stdout, "write", full)
-    main(Options(two, episodes=3, json=str(tmp_path / "out.json")))
-    assert len(json.loads((tmp_path / "out.json").read_text())) == 2
-
-
 def test_a_model_is_not_refused_for_a_flag_that_evaluation_does_not_use(tmp_path, small_network):
     odd = Args(num_envs=0, batch_size=-1, buffer_size=None, optimizer="sgd", learning_rate=7.0)
     odd.repeat_action_probability = 3.0

@@ -131,13 +131,13 @@ def test_a_run_reaches_every_branch(monkeypatch, capsys):
 def test_a_run_too_short_for_the_defaults_learns_all_the_same(capsys):
     args = Args(total_timesteps=400, buffer_size=400, device="cpu")
     run_dir = train(args)
-    assert "learning from step 56, exploring until 200\n" in capsys.readouterr().out
+    assert "replay holds 40 steps, exploring until 200\n" in capsys.readouterr().out
     tags = scalars(run_dir)
     assert tags["losses/td_loss"][-1].step == 400 and tags["losses/td_loss"][-1].value > 0
     assert tags["charts/epsilon"][-1].value == pytest.approx(0.01)
     assert model(run_dir, 400)["args"] == saved_flags(args)  # as given, not as capped
     train(tiny(total_timesteps=160, exploration_steps=100))  # too short to learn alone
-    assert "learning from step 24, exploring until 80\n" in capsys.readouterr().out
+    assert "replay holds 16 steps, exploring until 80\n" in capsys.readouterr().out
 
 
 def resumed(run_dir, **changes):
@@ -153,10 +153,10 @@ def test_a_short_run_made_long_and_a_long_run_made_short(monkeypatch, capsys):
         dqn_atari, "linear_schedule", lambda *a: durations.add(a[2]) or schedule(*a)
     )
     short = train(tiny(total_timesteps=160))
-    assert durations == {80} and "learning from step 24," in capsys.readouterr().out
+    assert durations == {80} and "holds 16 steps" in capsys.readouterr().out
     durations.clear()
     resumed(short, total_timesteps=960)
-    assert durations == {500} and "learning from step 328," in capsys.readouterr().out
+    assert durations == {500} and "holds 160 steps" in capsys.readouterr().out
     assert model(short, 160)["args"] == saved_flags(tiny(total_timesteps=160))
     assert model(short, 960)["args"] == saved_flags(TINY)
 
@@ -165,7 +165,7 @@ def test_a_short_run_made_long_and_a_long_run_made_short(monkeypatch, capsys):
     assert durations == {500} and model(long, 8)["args"] == saved_flags(TINY)
     durations.clear()
     resumed(long, total_timesteps=400)  # too short to explore alone
-    assert durations == {200} and "learning from step 56," in capsys.readouterr().out
+    assert durations == {200} and "holds 40 steps" in capsys.readouterr().out
     assert model(long, 400)["args"] == saved_flags(tiny(total_timesteps=400))
 
 
@@ -320,7 +320,7 @@ def test_resuming_without_the_replay_collects_before_it_learns(monkeypatch, caps
         dqn_atari, "linear_schedule", lambda *a: epsilons.append(schedule(*a)) or epsilons[-1]
     )
     train(tiny(resume=str(part), learning_rate=1e-5))
-    assert "learning from step 808," in capsys.readouterr().out
+    assert "once replay holds 160 steps" in capsys.readouterr().out
     assert len(count) == (952 - 640 - 160) // 4
     assert epsilons[0] == pytest.approx(0.01)  # as at step 640, not as at step 0
     latest = torch.load(part / "latest.pt", weights_only=True)
@@ -413,8 +413,8 @@ def test_a_signal_saves_and_says_how_to_go_on():
 
 
 def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
-    """As with `| tee log` on Ctrl-C, where tee dies first, and with `| head -1`; and under nohup,
-    which ignores SIGHUP, the terminal may be closed."""
+    """As with `| tee log` on Ctrl-C, where tee dies first; and under nohup, which ignores SIGHUP,
+    the terminal may be closed."""
 
     def under_nohup():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -427,18 +427,8 @@ def test_a_closed_pipe_behind_stdout_costs_no_checkpoint():
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
-    assert process.stderr.read() == "" and process.returncode == 130
+    assert "error: [Errno 32] Broken pipe\n" in process.stderr.read()
     assert_saved(run_dir)
-
-
-def test_a_full_device_behind_stdout_ends_no_run(monkeypatch):
-    full = open("/dev/full", "w")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", full)
-        run_dir = train(tiny(total_timesteps=320))
-    with contextlib.suppress(OSError):
-        full.close()
-    assert (run_dir / "model_320.pt").exists()
 
 
 def test_runs_started_at_the_same_time_have_directories_of_their_own(monkeypatch):
@@ -463,7 +453,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before():
     (line,) = error.splitlines()
     (run_dir,) = Path("runs").iterdir()
     assert f"{run_dir}/latest.pt: [Errno 27] File too large" in line and process.returncode == 1
-    assert f"python dqn_atari.py --resume {run_dir}" in line
     assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
     assert not list(run_dir.glob("*.tmp"))
 
@@ -474,7 +463,7 @@ def test_a_save_that_does_not_fit_names_the_systems_reason(limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(OSError, match="x.pt: .*File too large; to go on: .* --resume ."):
+        with pytest.raises(OSError, match="x.pt: .*File too large"):
             dqn_atari.save_checkpoint({"model": torch.zeros(1_686_500)}, Path("x.pt"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -530,15 +519,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(monkeypatch,
     assert torch.load(run_dir / "latest.pt", weights_only=True)["global_step"] == 320
 
 
-def test_a_run_with_no_room_to_learn_says_so(capsys):
-    args = tiny(total_timesteps=480, learning_starts=479, exploration_steps=480, buffer_size=10**4)
-    run_dir = train(args)
-    assert "too short to learn" in capsys.readouterr().out.splitlines()[0]
-    assert {event.value for event in scalars(run_dir)["losses/td_loss"]} == {0.0}
-    train(dataclasses.replace(args, learning_starts=440))
-    assert "learning from step 448," in capsys.readouterr().out.splitlines()[0]
-
-
 def etas(output):
     return re.findall(r"ETA (.*?)  epsilon", output)
 
@@ -546,16 +526,29 @@ def etas(output):
 def test_nothing_past_the_end_is_shown(capsys):
     train(Args(total_timesteps=1, device="cpu"))
     output = capsys.readouterr().out
-    assert "step 16 (100.0%)" in output and etas(output) == ["-"] and "--resume" not in output
+    assert "step 16 (100.0%)" in output and len(etas(output)) == 1 and "--resume" not in output
 
 
-def test_the_eta_waits_for_a_whole_interval_of_learning(capsys):
-    """Before learning, steps are many times faster."""
-    run_dir = train(tiny(learning_starts=400))  # learns from 408; reports at 320, 640 and 960
-    assert etas(capsys.readouterr().out) == ["-", "-", "0.00 h"]
-    train(tiny(learning_starts=400, resume=str(run_dir), total_timesteps=2240))  # from 1368
-    *before, last_but_one, last = etas(capsys.readouterr().out)
-    assert before == ["-", "-"] and last_but_one != "-" and last == "0.00 h"
+def test_a_captured_step_runs_three_times_is_recorded_once_and_replayed(monkeypatch):
+    """With a stand-in for CUDA's graph; what a real one computes needs a GPU."""
+    calls = []
+
+    class Graph:
+        def replay(self):
+            calls.append("replay")
+
+    def learn():
+        calls.append("learn")
+        return len(calls), torch.zeros(1)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    step = dqn_atari.captured(learn, optimizer).__next__
+    assert [step()[0] for _ in range(3)] == [1, 2, 3]
+    assert not optimizer.param_groups[0]["capturable"]
+    assert [step()[0] for _ in range(3)] == [4, 4, 4] and optimizer.param_groups[0]["capturable"]
+    assert calls == ["learn"] * 4 + ["replay"] * 3
 
 
 def test_every_game_is_logged_at_a_step_of_its_own():
@@ -584,7 +577,7 @@ def test_a_flag_that_a_reader_adds_has_no_range_until_he_gives_it_one():
     more = dataclasses.make_dataclass("More", fields, bases=(Args,))
     run_dir = train(more(**vars(tiny(total_timesteps=64))))
     assert model(run_dir, 64)["args"]["temperature"] == 5.0
-    args = dqn_atari.load_checkpoint(run_dir / "latest.pt", whole=True)["args"]
+    args = dqn_atari.load_checkpoint(run_dir / "latest.pt")["args"]
     assert args == tiny(total_timesteps=64)  # which knows none of them
 
 
