@@ -48,7 +48,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # defaults close to the paper's optimizer and exploration: PAPER
+    paper: bool = False  # take the paper's optimizer and exploration, as below, for defaults
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -61,7 +61,7 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between syncs (Nature's paper: gradient steps)
+    target_network_frequency: int = 10_000  # steps between syncs (Nature: 40,000)
     optimizer: Literal["adam", "rmsprop"] = "adam"  # adam, or nearly Nature's rmsprop
     learning_rate: float = 1e-4  # of the optimizer
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
@@ -77,8 +77,8 @@ STACK = 4  # pictures in an observation
 
 class Lives(gym.vector.VectorWrapper):
     """Tells in infos["life_lost"] (N,) who lost a life and plays on. If the game has FIRE, it is
-    pressed in the first two steps of a life, though replay keeps what the agent chose: Breakout
-    waits for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
+    pressed in the first two steps of a life, whatever the agent chose and stores: Breakout waits
+    for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -106,7 +106,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
     """N games in ALE's C++ threads, to train on: uint8 (N, STACK, 84, 84), raw rewards."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a game's last step shows the next one
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a last step shows the next game
         frameskip=4,  # an action is held for 4 frames
         maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
         grayscale=True, img_height=84, img_width=84,  # makes a picture
@@ -124,7 +124,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, for films and other code: the pictures of make_vec_env, (STACK, 84, 84)."""
+    """One game, for films and other code, without Lives: the pictures of make_vec_env."""
     env = gym.make(
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
@@ -160,7 +160,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last slot that can be drawn, and how many can: tensors, see captured().
+        # The last slot that can be drawn, and how many slots can: tensors, see captured().
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -186,11 +186,12 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Steps that were cut off are sorted behind the others and left out. check() sees to it that
-        # at most one in 4 is: 2 B + 32 draws hold B others but for odds of 1e-17.
+        # More are drawn than needed, a fixed number for captured(), and those that were cut off are
+        # sorted behind the others and left out. Of 2 B + 32 draws B are others but for odds of
+        # 1e-17, since check() sees to it that restarts cut off at most one step in 4.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # as randint(drawable)
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # by a tensor
         slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
@@ -202,13 +203,13 @@ class ReplayBuffer:
         pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
         pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
         ended = self.ended.flatten()[rows]
-        for i in range(STACK - 1):  # if a game ended with picture i, blank it and those before
+        for i in range(STACK - 1):  # if a game ended with picture i, blank pictures 0 to i
             pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
         return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
                      self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
 
-    def load_state_dict(self, state: dict) -> None:
-        """Add the slots of another ring of N games, oldest first; state is its vars()."""
+    def refill(self, state: dict) -> None:
+        """Add the slots of a saved ring of N games, oldest first; state is its vars()."""
         for i in range(state["position"] - state["size"], state["position"]):  # < 0: from the end
             self.add(state["frames"][i], state["actions"][i], state["rewards"][i],
                      state["terminations"][i], state["ended"][i])
@@ -226,10 +227,9 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Adam's first steps have full size however small the errors: if Q has to sink, they lower
-        # each of the 512 units whose weight in this layer is positive, until many are never active
-        # again. So these weights begin at zero (Nature: at random). The biases don't: with Q all
-        # zero nothing is learnt, and the greedy action stays NOOP, until chance brings a reward.
+        # Adam's first steps have full size however small the errors. With random weights here they
+        # switch many of the 512 units off for good, so these begin at zero (Nature: at random). The
+        # biases don't: Q all zero would be learnt nothing from until chance brings a reward.
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
@@ -285,8 +285,8 @@ def train(args: Args, signals=()) -> Path:
     num_actions = int(envs.single_action_space.n)
     q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and where
-    # the picture is bright, as in Pong, switches whole layers off for good.
+    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and in
+    # games with a bright picture, as Pong, switches whole layers off for good.
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
@@ -299,10 +299,10 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target"])
-        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # it keeps what it is given
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["buffer"]:
-            buffer.load_state_dict(saved["buffer"])
+            buffer.refill(saved["buffer"])
     del saved  # all is copied; held, the mapped file would keep its disk space
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
@@ -321,7 +321,7 @@ def train(args: Args, signals=()) -> Path:
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":
-        learn = captured(learn, optimizer).__next__
+        learn = captured(learn, optimizer).__next__  # the next value of a generator
 
     def count_passed(every: int) -> int:  # how many multiples of it the last N steps reached
         return step // every - (step - args.num_envs) // every
@@ -435,7 +435,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # a restart cuts off a slot
+    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # see ReplayBuffer.sample
               "buffer_size": args.learning_starts + 16 * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
@@ -470,7 +470,7 @@ def save_checkpoint(checkpoint: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: Path | str) -> dict:
-    """What train() saved, on the CPU, its args as Args: a flag that it doesn't have takes its
+    """What train() saved, on the CPU, its args as Args: a flag that the file doesn't have takes its
     default, one that is unknown here is passed over."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -192,7 +192,7 @@ def test_state_can_be_loaded_into_a_ring_as_large_or_larger(steps):
         oracle.step()
     copies = [ReplayBuffer(120, 3)] + [ReplayBuffer(300, 3)] * (steps < 36)
     for copy in copies:
-        copy.load_state_dict(vars(oracle.buffer))
+        copy.refill(vars(oracle.buffer))
         assert len(copy) == len(oracle.buffer)
         copy.add(np.full((3, 84, 84), 99, np.uint8), [0] * 3, [0.0] * 3, [False] * 3, [False] * 3)
     oracle.buffer.add(
