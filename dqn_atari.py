@@ -61,7 +61,7 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 10_000  # steps between syncs (Nature: 40,000)
+    target_network_frequency: int = 1_000  # steps between syncs (Nature: 10,000)
     optimizer: Literal["adam", "rmsprop"] = "adam"  # adam, or nearly Nature's rmsprop
     learning_rate: float = 1e-4  # of the optimizer
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
@@ -71,7 +71,7 @@ class Args:
 
 
 PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
-             end_e=0.1, exploration_steps=1_000_000)
+             end_e=0.1, exploration_steps=1_000_000, target_network_frequency=10_000)
 STACK = 4  # pictures in an observation
 
 
