@@ -48,7 +48,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # take the paper's optimizer and exploration, as below, for defaults
+    paper: bool = False  # take PAPER's values, below, for defaults
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -67,7 +67,7 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.01  # epsilon at the end of exploration and from then on
     exploration_steps: int = 250_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = False  # Double DQN: Q, not Q_target, chooses the next action
+    double_q: bool = False  # Double DQN: in targets Q, not Q_target, chooses a'
 
 
 PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
@@ -115,7 +115,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         noop_max=30,  # frames without action at most before a game, so that games differ
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         episodic_life=False,  # True would start a new game at every lost life
-        life_loss_info=False,  # True would end the game there for the agent: Lives tells it
+        life_loss_info=False,  # True would end the game there for the agent
         use_fire_reset=False,  # True would press FIRE once a game: Lives does more
         reward_clipping=False)  # True would clip scores, too: train() clips its own
     envs = Lives(envs, envs.unwrapped.ale.get_action_set())
@@ -146,7 +146,7 @@ class ReplayBuffer:
     A slot holds a step of each of N games: the newest picture of the observation, the action taken,
     what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs to come.
+        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs in slot 5.
         picture  a  b  c  d  e      The next_obs of slot 2 is (a, b, c, d), with d of another game.
         ended          x            If slot 2 is terminal, no value is asked of d. If the game was
                                     cut off (truncated or restarted), slot 2 is never drawn."""
@@ -187,11 +187,11 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
         # More are drawn than needed, a fixed number for captured(), and those that were cut off are
-        # sorted behind the others and left out. Of 2 B + 32 draws B are others but for odds of
+        # sorted behind the others and left out. Fewer than B of 2 B + 32 are left with odds of
         # 1e-17, since check() sees to it that restarts cut off at most one step in 4.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # by a tensor
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # randint takes ints
         slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
@@ -229,7 +229,7 @@ class QNetwork(nn.Module):
             nn.Linear(512, num_actions))  # (B, A)
         # Adam's first steps have full size however small the errors. With random weights here they
         # switch many of the 512 units off for good, so these begin at zero (Nature: at random). The
-        # biases don't: Q all zero would be learnt nothing from until chance brings a reward.
+        # biases don't: from Q = 0 everywhere nothing is learnt until chance brings a reward.
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
