@@ -146,7 +146,7 @@ class ReplayBuffer:
     A slot holds a step of each of N games: the newest picture of the observation, the action taken,
     what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), its next_obs in slot 5.
+        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), next_obs in slot 5.
         picture  a  b  c  d  e      The next_obs of slot 2 is (a, b, c, d), with d of another game.
         ended          x            If slot 2 is terminal, no value is asked of d. If the game was
                                     cut off (truncated or restarted), slot 2 is never drawn."""
