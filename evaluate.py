@@ -245,8 +245,7 @@ def main(options: Options) -> list[dict]:
         if results:
             ids = ", ".join(dict.fromkeys(result["env_id"] for result in results))
             sticky = results[0]["repeat_action_probability"]
-            print(f"{ids}, sticky actions {sticky:g}, epsilon {options.epsilon:g}")
-            print(table(results))
+            print(f"{ids}, sticky {sticky:g}, epsilon {options.epsilon:g}\n{table(results)}")
     return results
 
 
