@@ -19,7 +19,6 @@ import copy
 import dataclasses
 import difflib
 import os
-import shlex
 import signal
 import sys
 import time
@@ -48,7 +47,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # take PAPER's values, below, for defaults
+    paper: bool = False  # optimizer, exploration and sync as in the paper: PAPER, below
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -374,8 +373,6 @@ def train(args: Args, signals=()) -> Path:
         restart = save and args.save_replay
         if not (save or count_passed(10_000)):
             continue
-        if not loss.isfinite():
-            refuse(f"loss {loss.item()} at step {step:,}, not saved", 1)
         if save:  # first, since printing may block
             checkpoint = {"model": q_network.state_dict(), "args": flags, "global_step": step}
             save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
@@ -390,7 +387,7 @@ def train(args: Args, signals=()) -> Path:
         writer.add_scalar("charts/epsilon", epsilon, step)
         writer.add_scalar("losses/td_loss", loss.item(), step)
         writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # near 0: dead
+        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # 0: units died
         returns = envs.return_queue or [np.nan]  # of the last 100 games
         print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
               f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
@@ -398,7 +395,7 @@ def train(args: Args, signals=()) -> Path:
               f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
     writer.close()
     if step < total:
-        print(f"stopped; to go on: python dqn_atari.py --resume {shlex.quote(str(run_dir))}")
+        print(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
     return run_dir
 
 
@@ -435,7 +432,8 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,  # see ReplayBuffer.sample
+    # At most one step in 4 that can be drawn may be cut off, see ReplayBuffer.sample.
+    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,
               "buffer_size": args.learning_starts + 16 * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
