@@ -109,7 +109,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
         frameskip=4,  # an action is held for 4 frames
         maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
         grayscale=True, img_height=84, img_width=84,  # makes a picture
-        stack_num=STACK,  # and the last pictures, which show what moves, are an observation
+        stack_num=STACK,  # and the last ones, blank at first, show what moves: an observation
         repeat_action_probability=args.repeat_action_probability,  # in each frame
         noop_max=30,  # frames without action at most before a game, so that games differ
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
@@ -228,7 +228,7 @@ class QNetwork(nn.Module):
             nn.Linear(512, num_actions))  # (B, A)
         # Adam's first steps have full size however small the errors. With random weights here they
         # switch many of the 512 units off for good, so these begin at zero (Nature: at random). The
-        # biases don't: from Q = 0 everywhere nothing is learnt until chance brings a reward.
+        # biases don't: where Q is 0, greedy play is no-ops, and may never come by a reward.
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
@@ -289,7 +289,8 @@ def train(args: Args, signals=()) -> Path:
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
-        # Nature: centred, eps 0.1 / 32 in these terms, with which little is learnt.
+        # Nature: centred, 0.01 under the root, gradients summed over 32: about eps 0.1 / 32 here,
+        # with which little is learnt.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
