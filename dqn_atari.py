@@ -226,9 +226,14 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Adam's first steps have full size however small the errors. With random weights here they
-        # switch many of the 512 units off for good, so these begin at zero (Nature: at random). The
-        # biases don't: where Q is 0, greedy play is no-ops, and may never come by a reward.
+        # Adam's first steps have full size however small the errors, and switch filters and units
+        # off for good: fewest with orthogonal weights, no biases, and zeros in the last layer
+        # (Nature: all at random). Its biases aren't zero: where Q is 0, greedy play is no-ops, and
+        # may never come by a reward.
+        for layer in self.network[:-1]:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.orthogonal_(layer.weight, 2**0.5)
+                nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:

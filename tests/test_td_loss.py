@@ -76,13 +76,22 @@ def test_network_takes_bytes_and_has_cleanrls_layers():
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     at_first = network(obs)  # the biases, which differ, in every state
     assert (at_first == at_first[0]).all() and len(set(at_first[0].tolist())) == 6
-    nn.init.normal_(network.network[-1].weight)
+    nn.init.normal_(network.network[-1].weight, std=0.01)
     q_values = network(obs)
     assert q_values.shape == (3, 6) and q_values.dtype == torch.float32 and q_values.std() > 0
     torch.testing.assert_close(q_values, network.network(obs.float() / 255))
     layers = {name.split(".")[1] for name in network.state_dict()}
     assert layers == {"0", "2", "4", "7", "9"}
     assert sum(p.numel() for p in QNetwork(4).parameters()) == 1_686_180
+
+
+def test_hidden_layers_begin_orthogonal():
+    hidden = [layer for layer in QNetwork(6).network[:-1] if hasattr(layer, "weight")]
+    assert len(hidden) == 4
+    for layer in hidden:
+        weight = layer.weight.flatten(1)  # (outputs, inputs)
+        torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(len(weight)), atol=1e-4, rtol=0)
+        assert (layer.bias == 0).all()
 
 
 def test_greedy_and_random_actions():
