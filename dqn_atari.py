@@ -75,9 +75,9 @@ STACK = 4  # pictures in an observation
 
 
 class Lives(gym.vector.VectorWrapper):
-    """Tells in infos["life_lost"] (N,) who lost a life and plays on. If the game has FIRE, it is
-    pressed in the first two steps of a life, whatever the agent chose and stores: Breakout waits
-    for it, forever if need be, and a sticky action may swallow one. Nature: no such rule."""
+    """Tells in infos["life_lost"] (N,) whose agent lost a life and plays on. If the game has FIRE,
+    it is pressed in the first two steps of a life, whatever the agent chose (its choice is what is
+    stored): Breakout waits for it, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -185,12 +185,12 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # More are drawn than needed, a fixed number for captured(), and those that were cut off are
-        # sorted behind the others and left out. Fewer than B of 2 B + 32 are left with odds of
-        # 1e-17, since check() sees to it that restarts cut off at most one step in 4.
+        # A CUDA graph can't draw until there are enough, so more are drawn than needed, and those
+        # that were cut off sorted behind the others and left out. That fewer than B of 2 B + 32 are
+        # left has odds of 1e-17: by check(), restarts cut off at most one step in 4.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # randint takes ints
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # its bounds are ints
         slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
@@ -226,10 +226,10 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Adam's first steps have full size however small the errors, and switch filters and units
-        # off for good: fewest with orthogonal weights, no biases, and zeros in the last layer
-        # (Nature: all at random). Its biases aren't zero: where Q is 0, greedy play is no-ops, and
-        # may never come by a reward.
+        # Adam's first steps have full size however small the errors, and switch ReLUs off for good:
+        # fewest if weights are orthogonal at first, biases zero, and the last layer's weights, too,
+        # until it has learnt what to ask of the others (Nature: all random). The last biases stay
+        # random: if Q were 0, greedy play would do nothing, and might never come by a reward.
         for layer in self.network[:-1]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, 2**0.5)
@@ -304,7 +304,7 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target"])
-        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # it keeps what it is given
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # which it changes in place
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["buffer"]:
             buffer.refill(saved["buffer"])
@@ -336,8 +336,8 @@ def train(args: Args, signals=()) -> Path:
     restart, finished = True, False
     while not finished:  # until all steps are done or a signal came
         if restart:
-            # All games begin, here and where a checkpoint with replay was saved, from a hash of
-            # (seed, step): so nothing of the games need be saved to go on exactly.
+            # All games begin anew at the start and after each checkpoint with replay, seeded with a
+            # hash of (seed, step): to go on exactly, nothing of the games need be saved.
             seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
             torch.manual_seed(seed)
             rng = np.random.default_rng(seed)
@@ -451,7 +451,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
-    if device == "cpu" and sys.platform == "linux":  # which kills only once the memory is used
+    if device == "cpu" and sys.platform == "linux":  # Linux grants more than there is
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
         most = int(free - 5e8) // 7063  # the process itself takes half a GB
         needed = min(args.buffer_size, args.total_timesteps)
