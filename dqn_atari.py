@@ -5,15 +5,16 @@
     python dqn_atari.py --resume runs/<run>          # go on where a run was stopped
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
-The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences); with
---double-q that of [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
+The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences), with
+Double DQN's target [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
 return of an action. It learns from transitions (s, a, r, s', terminated) to predict
 
-    y = r + gamma * (1 - terminated) * max_a' Q_target(s', a').
+    y = r + gamma * (1 - terminated) * Q_target(s', a'),  where a' = argmax_a' Q(s', a').
 
 Replay breaks the correlation of successive steps; Q_target is a copy of Q, synced rarely, so that
-targets don't chase themselves. A step is an action in one of N games, for 4 frames. In reading
-order: Args; the games; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
+targets don't chase themselves. With --no-double-q y has max_a' Q_target(s', a'), as in Nature. A
+step is an action in one of N games, for 4 frames. In reading order: Args; the games; ReplayBuffer;
+QNetwork; td_loss; train; plumbing."""
 
 import copy
 import dataclasses
@@ -66,11 +67,12 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.01  # epsilon at the end of exploration and from then on
     exploration_steps: int = 250_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = False  # Double DQN: in targets Q, not Q_target, chooses a'
+    double_q: bool = True  # Double DQN: in targets Q chooses a' (Nature: Q_target)
 
 
 PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
-             end_e=0.1, exploration_steps=1_000_000, target_network_frequency=10_000)
+             end_e=0.1, exploration_steps=1_000_000, target_network_frequency=10_000,
+             double_q=False)
 STACK = 4  # pictures in an observation
 
 
