@@ -9,12 +9,11 @@ The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks d
 Double DQN's target [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
 return of an action. It learns from transitions (s, a, r, s', terminated) to predict
 
-    y = r + gamma * (1 - terminated) * Q_target(s', a'),  where a' = argmax_a' Q(s', a').
+    y = r + gamma * (1 - terminated) * Q_target(s', a'),  a' = argmax_a Q(s', a).
 
-Replay breaks the correlation of successive steps; Q_target is a copy of Q, synced rarely, so that
-targets don't chase themselves. With --no-double-q y has max_a' Q_target(s', a'), as in Nature. A
-step is an action in one of N games, for 4 frames. In reading order: Args; the games; ReplayBuffer;
-QNetwork; td_loss; train; plumbing."""
+Replay, drawing old steps at random, breaks their correlation; Q_target is a copy of Q, synced
+rarely, so that targets don't chase themselves. A step is one action, held for 4 frames, in one of N
+games. In reading order: Args; the games; ReplayBuffer; QNetwork; td_loss; train; plumbing."""
 
 import copy
 import dataclasses
@@ -48,7 +47,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # optimizer, exploration and sync as in the paper: PAPER, below
+    paper: bool = False  # Nature's optimizer, exploration and targets: PAPER, below
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -67,7 +66,7 @@ class Args:
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.01  # epsilon at the end of exploration and from then on
     exploration_steps: int = 250_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = True  # Double DQN: in targets Q chooses a' (Nature: Q_target)
+    double_q: bool = True  # Double DQN: Q chooses a' (Nature: Q_target does, Q comes out too high)
 
 
 PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
@@ -259,7 +258,8 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
     with torch.no_grad():
         next_q = target_network(batch.next_obs)  # (B, A)
         if double_q:
-            # y = r + γ (1 - terminated) Q_target(s', argmax_a' Q(s', a'))   [van Hasselt 2016]
+            # y = r + γ (1 - terminated) Q_target(s', argmax_a Q(s', a))   [van Hasselt 2016]
+            # A maximum, as below, picks what is too high by chance; Q and Q_target err differently.
             next_action = q_network(batch.next_obs).argmax(1, keepdim=True)  # (B, 1)
             next_value = next_q.gather(1, next_action).squeeze(1)  # (B,)
         else:
