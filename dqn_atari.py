@@ -259,7 +259,6 @@ def td_loss(q_network, target_network, batch: Batch, gamma: float, double_q: boo
         next_q = target_network(batch.next_obs)  # (B, A)
         if double_q:
             # y = r + γ (1 - terminated) Q_target(s', argmax_a Q(s', a))   [van Hasselt 2016]
-            # A maximum, as below, picks what is too high by chance; Q and Q_target err differently.
             next_action = q_network(batch.next_obs).argmax(1, keepdim=True)  # (B, 1)
             next_value = next_q.gather(1, next_action).squeeze(1)  # (B,)
         else:
