@@ -448,7 +448,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
         require(0 <= getattr(args, name) <= 1, name, "must be from 0 to 1")
     require(device in ("cpu", best), "device", f"best here is {best}")
     if saved:
-        for name in ("env_id", "optimizer", "num_envs"):
+        for name in ("env_id", "paper", "optimizer", "num_envs"):
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")

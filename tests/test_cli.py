@@ -137,13 +137,13 @@ def trained(monkeypatch):
 def test_bad_resumptions(capsys, trained):
     for flags, words in (
         ("--env-id ALE/Pong-v5", ["--env-id", "ALE/Pong-v5", "ALE/Breakout-v5"]),
+        ("--paper", ["--paper", "has False"]),
         ("--optimizer rmsprop", ["--optimizer", "rmsprop", "has adam"]),
         ("--num-envs 8", ["--num-envs", "has 4"]),
-        ("--num-envs 4 --total-timesteps 64", ["--total-timesteps", "64", "done already"]),
+        ("--total-timesteps 64", ["--total-timesteps", "64", "done already"]),
     ):
-        if "--num-envs" not in flags:
-            flags += " --num-envs 4"
-        refused(capsys, words, train, f"--resume {trained} {flags}")
+        short = "--num-envs 4 --total-timesteps 128"  # ends soon, should it not be refused
+        refused(capsys, words, train, f"--resume {trained} {short} {flags}")
     assert len(list(Path("runs").iterdir())) == 1
 
 
