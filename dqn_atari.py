@@ -46,8 +46,8 @@ class Args:
     device: str = "auto"  # cpu, cuda, mps, xpu or auto: the accelerator there is, else cpu
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
-    resume: str | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # Nature's optimizer, exploration and targets: PAPER, below
+    resume: Path | None = None  # run directory to go on with; options not given are taken from it
+    paper: bool = False  # close to Nature's optimizer, exploration and targets: see PAPER
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -106,13 +106,13 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
     """N games in ALE's C++ threads, to train on: uint8 (N, STACK, 84, 84), raw rewards."""
     envs = gym.make_vec(
         args.env_id, args.num_envs, vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # a last step shows the next game
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,  # obs after a last step: the next game's
         frameskip=4,  # an action is held for 4 frames
         maxpool=True,  # the brighter of its last two: some sprites are drawn in every other frame
-        grayscale=True, img_height=84, img_width=84,  # makes a picture
-        stack_num=STACK,  # and the last ones, blank at first, show what moves: an observation
+        grayscale=True, img_height=84, img_width=84,  # a picture
+        stack_num=STACK,  # an observation: the last pictures, blank at first, show what moves
         repeat_action_probability=args.repeat_action_probability,  # in each frame
-        noop_max=30,  # frames without action at most before a game, so that games differ
+        noop_max=30,  # before a game 0 to 29 frames without action, so that games differ
         max_num_frames_per_episode=108_000,  # half an hour of play, then the game is truncated
         episodic_life=False,  # True would start a new game at every lost life
         life_loss_info=False,  # True would end the game there for the agent
@@ -146,8 +146,8 @@ class ReplayBuffer:
     A slot holds a step of each of N games: the newest picture of the observation, the action taken,
     what came of it, and whether the game `ended` with it: the next slot's picture is another's.
 
-        slot     0  1  2  3  4      The obs of slot 4 is (blank, blank, d, e), next_obs in slot 5.
-        picture  a  b  c  d  e      The next_obs of slot 2 is (a, b, c, d), with d of another game.
+        slot     0  1  2  3  4      Slot 4's obs is (blank, blank, d, e); slot 5 ends next_obs.
+        picture  a  b  c  d  e      Slot 2's next_obs is (a, b, c, d), where d is another game's.
         ended          x            If slot 2 is terminal, no value is asked of d. If the game was
                                     cut off (truncated or restarted), slot 2 is never drawn."""
 
@@ -160,7 +160,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last slot that can be drawn, and how many slots can: tensors, see captured().
+        # The last slot that can be drawn, and how many can: a CUDA graph would freeze numbers.
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -186,12 +186,11 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # A CUDA graph can't draw until there are enough, so more are drawn than needed, and those
-        # that were cut off sorted behind the others and left out. That fewer than B of 2 B + 32 are
-        # left has odds of 1e-17: by check(), restarts cut off at most one step in 4.
+        # A CUDA graph can't draw again: 2 B + 32 are drawn, those that were cut off sorted behind
+        # the others and left out. If they are one in 4, fewer than B remain with odds of 1e-17.
         device = self.frames.device
         draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # its bounds are ints
+        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # no tensors as bounds
         slot = (self.last - age) % self.slots
         game = torch.randint(self.num_envs, (draws,), device=device)
         cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
@@ -227,10 +226,10 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Adam's first steps have full size however small the errors, and switch ReLUs off for good:
-        # fewest if weights are orthogonal at first, biases zero, and the last layer's weights, too,
-        # until it has learnt what to ask of the others (Nature: all random). The last biases stay
-        # random: if Q were 0, greedy play would do nothing, and might never come by a reward.
+        # Adam's first steps have full size however small the errors, and switch units off for good:
+        # fewest if weights are orthogonal at first and biases zero, and the last layer's weights
+        # zero, too (Nature: all random). Its biases stay random: were all Q equal, greedy play
+        # would do nothing, and might never come by a reward.
         for layer in self.network[:-1]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, 2**0.5)
@@ -295,8 +294,7 @@ def train(args: Args, signals=()) -> Path:
     betas, eps = (0.9, 0.999), 1e-5
     if args.optimizer == "rmsprop":
         # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
-        # Nature: centred, 0.01 under the root, gradients summed over 32: about eps 0.1 / 32 here,
-        # with which little is learnt.
+        # Nature: centred, with an eps of about 0.1 / 32 in these terms: little is learnt with it.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
@@ -305,7 +303,7 @@ def train(args: Args, signals=()) -> Path:
     if saved:
         q_network.load_state_dict(saved["model"])
         target_network.load_state_dict(saved["target"])
-        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # which it changes in place
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))  # it keeps what it is given
         optimizer.param_groups[0]["lr"] = args.learning_rate  # may be given anew
         if saved["buffer"]:
             buffer.refill(saved["buffer"])
@@ -313,7 +311,7 @@ def train(args: Args, signals=()) -> Path:
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time():.6f}".replace("/", "-")
     run_dir = Path(args.resume or f"runs/{name}")
     run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # a new run never shares one
-    writer = SummaryWriter(run_dir, purge_step=step + 1)
+    writer = SummaryWriter(run_dir, purge_step=step + 1)  # drops what came after the save
     writer.add_text("hyperparameters", str(args), step)
     print(f"{run_dir}: {args.env_id} on {device}, learning once replay holds "
           f"{args.learning_starts:,} steps, exploring until {args.exploration_steps:,}")
@@ -394,7 +392,7 @@ def train(args: Args, signals=()) -> Path:
         writer.add_scalar("charts/epsilon", epsilon, step)
         writer.add_scalar("losses/td_loss", loss.item(), step)
         writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # 0: units died
+        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # near 0: dead
         returns = envs.return_queue or [np.nan]  # of the last 100 games
         print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
               f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
@@ -439,7 +437,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
     least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
                            "batch_size", "train_frequency", "target_network_frequency"), 1)
-    # At most one step in 4 that can be drawn may be cut off, see ReplayBuffer.sample.
+    # About one step in 4 that can be drawn may be cut off, see ReplayBuffer.sample.
     least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,
               "buffer_size": args.learning_starts + 16 * args.num_envs}
     for name, low in least.items():
@@ -452,7 +450,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
             old = getattr(saved["args"], name)
             require(getattr(args, name) == old, name, f"{args.resume} has {old}")
         require(args.total_timesteps > saved["global_step"], "total_timesteps", "done already")
-    if device == "cpu" and sys.platform == "linux":  # Linux grants more than there is
+    if device == "cpu" and sys.platform == "linux":  # Linux grants too much, and kills later
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
         most = int(free - 5e8) // 7063  # the process itself takes half a GB
         needed = min(args.buffer_size, args.total_timesteps)
@@ -489,7 +487,7 @@ if __name__ == "__main__":
     # Lines appear at once, through pipes, too, and letters that the terminal hasn't as "?".
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     args = tyro.cli(Args)
-    if args.resume is not None:  # the saved options are the defaults then
+    if args.resume:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
     elif args.paper:
         args = tyro.cli(Args, default=PAPER)

@@ -147,6 +147,13 @@ def test_bad_resumptions(capsys, trained):
     assert len(list(Path("runs").iterdir())) == 1
 
 
+def test_no_directory_is_the_one_that_one_is_in(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    flags = ["--resume", "", "--num-envs", "4", "--total-timesteps", "128"]
+    assert dqn_atari.train(tyro.cli(Args, args=flags)) == Path()
+    assert Path("model_128.pt").exists() and not Path("runs").exists()
+
+
 def checkpoint(**changes):
     """What a model_<step>.pt holds."""
     model = QNetwork(4).state_dict()
