@@ -486,11 +486,9 @@ def load_checkpoint(path: Path | str) -> dict:
 if __name__ == "__main__":
     # Lines appear at once, through pipes, too, and letters that the terminal hasn't as "?".
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, default=PAPER if "--paper" in sys.argv else Args())
     if args.resume:  # the saved options are the defaults then
         args = tyro.cli(Args, default=load_checkpoint(Path(args.resume, "latest.pt"))["args"])
-    elif args.paper:
-        args = tyro.cli(Args, default=PAPER)
     signals = []
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP

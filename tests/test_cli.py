@@ -118,7 +118,9 @@ def test_help_and_errors_in_any_encoding(encoding):
 
 
 def test_the_papers_flags_and_a_name_that_the_terminal_cannot_show():
-    """--paper sets the defaults, and flags beside it win."""
+    """--paper sets the defaults, --help shows them, and flags beside it win."""
+    code, output, _ = run_script("dqn_atari.py", "--paper", "--help")
+    assert code == 0 and "(default: rmsprop)" in output
     flags = "--paper --device cpu --total-timesteps 64 --num-envs 4 --end-e 0.2 --exp-name ü"
     code, output, error = run_script("dqn_atari.py", *flags.split(), encoding="ascii")
     assert code == 0 and "__?__" in output, error
