@@ -5,11 +5,11 @@
     python dqn_atari.py --resume runs/<run>          # go on where a run was stopped
     python evaluate.py runs/<run>/model_<step>.pt    # play whole games with what was learnt
 
-The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences), with
-Double DQN's target [van Hasselt 2016], arXiv:1509.06461. A network Q(s, a) predicts the discounted
-return of an action. It learns from transitions (s, a, r, s', terminated) to predict
+The algorithm is that of [Mnih 2015], doi:10.1038/nature14236 (`Nature:` marks differences). A
+network Q(s, a) predicts the discounted return of an action. It learns from transitions
+(s, a, r, s', terminated) to predict
 
-    y = r + gamma * (1 - terminated) * Q_target(s', a'),  a' = argmax_a Q(s', a).
+    y = r + gamma * (1 - terminated) * max_a' Q_target(s', a').
 
 Replay, drawing old steps at random, breaks their correlation; Q_target is a copy of Q, synced
 rarely, so that targets don't chase themselves. A step is one action, held for 4 frames, in one of N
@@ -47,7 +47,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: Path | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # close to Nature's optimizer, exploration and targets: see PAPER
+    paper: bool = False  # close to Nature's optimizer and exploration: see PAPER
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
@@ -60,18 +60,17 @@ class Args:
     batch_size: int = 32  # transitions per gradient step
     train_frequency: int = 4  # steps per gradient step
     gamma: float = 0.99  # discount factor per step
-    target_network_frequency: int = 1_000  # steps between syncs (Nature: 10,000)
+    target_network_frequency: int = 10_000  # steps between syncs
     optimizer: Literal["adam", "rmsprop"] = "adam"  # adam, or nearly Nature's rmsprop
     learning_rate: float = 1e-4  # of the optimizer
     start_e: float = 1.0  # epsilon, the chance of a random action, at the start
     end_e: float = 0.01  # epsilon at the end of exploration and from then on
     exploration_steps: int = 250_000  # in which epsilon falls (Nature: from learning_starts on)
-    double_q: bool = True  # Double DQN: Q chooses a' (Nature: Q_target does, Q comes out too high)
+    double_q: bool = False  # Double DQN, against values that are too high: Q chooses a'
 
 
 PAPER = Args(paper=True, optimizer="rmsprop", learning_rate=2.5e-4, learning_starts=50_000,
-             end_e=0.1, exploration_steps=1_000_000, target_network_frequency=10_000,
-             double_q=False)
+             end_e=0.1, exploration_steps=1_000_000)
 STACK = 4  # pictures in an observation
 
 

@@ -177,8 +177,6 @@ def test_both_columns_of_defaults():
         "learning_starts": (20_000, 50_000),
         "end_e": (0.01, 0.1),
         "exploration_steps": (250_000, 1_000_000),
-        "target_network_frequency": (1_000, 10_000),
-        "double_q": (True, False),
     }
 
 
