@@ -178,6 +178,20 @@ def test_both_columns_of_defaults():
         "end_e": (0.01, 0.1),
         "exploration_steps": (250_000, 1_000_000),
     }
+    shared = {
+        "total_timesteps": 6_000_000,
+        "num_envs": 16,
+        "repeat_action_probability": 0.25,
+        "terminal_on_life_loss": True,
+        "buffer_size": 1_000_000,
+        "batch_size": 32,
+        "train_frequency": 4,
+        "gamma": 0.99,
+        "target_network_frequency": 10_000,
+        "start_e": 1.0,
+        "double_q": False,
+    }
+    assert {name: ours[name] for name in shared} == shared
 
 
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
