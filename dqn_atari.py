@@ -47,7 +47,7 @@ class Args:
     checkpoint_frequency: int = 100_000  # steps between checkpoints
     save_replay: bool = False  # for exact resuming; all games restart at every checkpoint then
     resume: Path | None = None  # run directory to go on with; options not given are taken from it
-    paper: bool = False  # close to Nature's optimizer and exploration: see PAPER
+    paper: bool = False  # close to Nature's optimizer and exploration; in Python: train(PAPER)
     # The games
     env_id: str = "ALE/Breakout-v5"  # game: one of ALE/*-v5
     total_timesteps: int = 6_000_000  # steps in all (Nature: 50 million)
