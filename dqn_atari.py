@@ -159,7 +159,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last slot that can be drawn, and how many can: a CUDA graph would freeze numbers.
+        # The last step that can be drawn, and how many can: a CUDA graph would freeze numbers.
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -174,37 +174,31 @@ class ReplayBuffer:
         self.rewards[self.position] = torch.as_tensor(rewards)
         self.terminations[self.position] = torch.as_tensor(terminations)
         self.ended[self.position] = torch.as_tensor(ended)
-        self.last.fill_(self.position - 1)
+        self.last.fill_(self.position * self.num_envs - 1)
         self.position = (self.position + 1) % self.slots
         self.size = min(self.size + 1, self.slots)
-        self.drawable.fill_(len(self) // self.num_envs)
-
-    def end_games(self) -> None:
-        """All games begin anew in the next slot: those of the newest slot are cut off."""
-        self.ended[self.position - 1] = True
+        self.drawable.fill_(len(self))
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
+        # Steps are numbered slot by slot, so that a game's next step is N further on.
         # A CUDA graph can't draw again: 2 B + 32 are drawn, those that were cut off sorted behind
         # the others and left out. If they are one in 4, fewer than B remain with odds of 1e-17.
         device = self.frames.device
-        draws = 2 * batch_size + 32
-        age = torch.randint(2**62, (draws,), device=device) % self.drawable  # no tensors as bounds
-        slot = (self.last - age) % self.slots
-        game = torch.randint(self.num_envs, (draws,), device=device)
-        cut_off = self.ended[slot, game] & ~self.terminations[slot, game]
-        kept = cut_off.argsort()[:batch_size]
-        slot, game = slot[kept], game[kept]  # (B,)
-        # The stack and the next picture, as rows: index_select is faster than frames[window, game].
-        window = (slot[:, None] + torch.arange(1 - STACK, 2, device=device)) % self.slots
-        rows = window * self.num_envs + game[:, None]  # (B, STACK + 1)
-        pictures = self.frames.flatten(0, 1).index_select(0, rows.flatten())
-        pictures = pictures.unflatten(0, rows.shape)  # (B, STACK + 1, 84, 84)
-        ended = self.ended.flatten()[rows]
+        ended, terminations = self.ended.flatten(), self.terminations.flatten()
+        draws = torch.randint(2**62, (2 * batch_size + 32,), device=device)  # no tensor as bound
+        step = (self.last - draws % self.drawable) % len(ended)
+        cut_off = ended[step] & ~terminations[step]
+        step = step[cut_off.argsort()[:batch_size]]  # (B,)
+        # The stack and the next picture; index_select is faster than [].
+        window = step[:, None] + self.num_envs * torch.arange(1 - STACK, 2, device=device)
+        window %= len(ended)  # (B, STACK + 1)
+        pictures = self.frames.flatten(0, 1).index_select(0, window.flatten())
+        pictures = pictures.unflatten(0, window.shape)  # (B, STACK + 1, 84, 84)
         for i in range(STACK - 1):  # if a game ended with picture i, blank pictures 0 to i
-            pictures[:, : i + 1] *= ~ended[:, i, None, None, None]
-        return Batch(pictures[:, :STACK], self.actions[slot, game].long(),
-                     self.rewards[slot, game], pictures[:, 1:], self.terminations[slot, game])
+            pictures[:, : i + 1] *= ~ended[window[:, i], None, None, None]
+        return Batch(pictures[:, :STACK], self.actions.flatten()[step].long(),
+                     self.rewards.flatten()[step], pictures[:, 1:], terminations[step])
 
     def refill(self, state: dict) -> None:
         """Add the slots of a saved ring of N games, oldest first; state is its vars()."""
@@ -280,6 +274,7 @@ def train(args: Args, signals=()) -> Path:
     if args.learning_starts >= total or args.exploration_steps > total:  # a short run: cap both
         args.learning_starts = min(args.learning_starts, total // 10 or 1)
         args.exploration_steps = min(args.exploration_steps, total // 2 or 1)
+    args.buffer_size = min(args.buffer_size, total + 16 * args.num_envs)  # more is never filled
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device = best.type if args.device == "auto" else args.device
     check(args, device, best.type, saved)
@@ -296,8 +291,7 @@ def train(args: Args, signals=()) -> Path:
         # Nature: centred, with an eps of about 0.1 / 32 in these terms: little is learnt with it.
         betas, eps = (0.0, 0.95), 1e-4
     optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
-    capacity = min(args.buffer_size, total + STACK * args.num_envs)  # STACK slots are not drawn
-    buffer = ReplayBuffer(capacity, args.num_envs, device)
+    buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:
         q_network.load_state_dict(saved["model"])
@@ -336,11 +330,9 @@ def train(args: Args, signals=()) -> Path:
         if restart:
             # All games begin anew at the start and after each checkpoint with replay, seeded with a
             # hash of (seed, step): to go on exactly, nothing of the games need be saved.
-            seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 2)
-            torch.manual_seed(seed)
-            rng = np.random.default_rng(seed)
-            obs, _ = envs.reset(seed=seed)  # game i takes seed + i, an int32, hence >> 2
-            buffer.end_games()
+            rng = np.random.default_rng((args.seed, step))
+            torch.manual_seed(rng.integers(2**32))
+            obs, _ = envs.reset(seed=int(rng.integers(2**30)))  # game i takes it + i, an int32
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
@@ -357,11 +349,13 @@ def train(args: Args, signals=()) -> Path:
         next_obs, rewards, terminations, truncations, infos = envs.step(actions)
         step += args.num_envs
         finished = step >= total or bool(signals)
+        save = finished or count_passed(args.checkpoint_frequency) > 0
+        restart = save and args.save_replay  # cuts all games off
 
         # store; a truncated game is not terminal, it could have gone on: its last step is cut off
         terminal = terminations | (infos["life_lost"] & args.terminal_on_life_loss)
         ended = terminations | truncations
-        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended)  # rewards -1, 0 or 1
+        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended | restart)
         obs = next_obs
 
         # sync: Q_target becomes a copy of Q
@@ -373,10 +367,6 @@ def train(args: Args, signals=()) -> Path:
             game_step = step - args.num_envs + 1 + i  # TensorBoard keeps one value a step
             writer.add_scalar("charts/episodic_return", infos["episode"]["r"][i], game_step)
             writer.add_scalar("charts/episodic_length", infos["episode"]["l"][i], game_step)
-        save = finished or count_passed(args.checkpoint_frequency)
-        restart = save and args.save_replay
-        if not (save or count_passed(10_000)):
-            continue
         if save:  # first, since printing may block
             checkpoint = {"model": q_network.state_dict(), "args": flags, "global_step": step}
             save_checkpoint(checkpoint, run_dir / f"model_{step}.pt")
@@ -384,19 +374,20 @@ def train(args: Args, signals=()) -> Path:
             checkpoint["optimizer"] = optimizer.state_dict()
             checkpoint["buffer"] = vars(buffer) if args.save_replay else None
             save_checkpoint(checkpoint, run_dir / "latest.pt")
-        sps = (step - last_step) / (time.monotonic() - last_time)
-        hours = max(total - step, 0) / sps / 3600
-        last_step, last_time = step, time.monotonic()
-        writer.add_scalar("charts/SPS", sps, step)
-        writer.add_scalar("charts/epsilon", epsilon, step)
-        writer.add_scalar("losses/td_loss", loss.item(), step)
-        writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-        writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # near 0: dead
-        returns = envs.return_queue or [np.nan]  # of the last 100 games
-        print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
-              f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
-              f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
-              f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
+        if save or count_passed(10_000):
+            sps = (step - last_step) / (time.monotonic() - last_time)
+            hours = max(total - step, 0) / sps / 3600
+            last_step, last_time = step, time.monotonic()
+            writer.add_scalar("charts/SPS", sps, step)
+            writer.add_scalar("charts/epsilon", epsilon, step)
+            writer.add_scalar("losses/td_loss", loss.item(), step)
+            writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
+            writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # 0: dead
+            returns = envs.return_queue or [np.nan]  # of the last 100 games
+            print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
+                  f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "
+                  f"return {np.mean(returns):.1f} (max {max(returns):.0f}, last 100)  "
+                  f"loss {loss.item():.4f}  buffer {buffer.size / buffer.slots:.0%}")
     writer.close()
     if step < total:
         print(f"stopped; to go on: python dqn_atari.py --resume {run_dir}")
@@ -406,7 +397,7 @@ def train(args: Args, signals=()) -> Path:
 # Plumbing: CUDA, bad input, checkpoints, the command line
 def captured(learn, optimizer):
     """Yields what learn() returns, from the fourth time on by a CUDA graph, which keeps to the same
-    tensors: its 115 or more kernels take longer to be launched one by one than to run. What learn()
+    tensors: its more than 100 kernels take longer to launch one by one than to run. What learn()
     does in Python is done once, when it is recorded: numbers stay as they were then."""
     for _ in range(3):  # CUDA's libraries and the optimizer set themselves up
         yield learn()
@@ -434,11 +425,10 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     games = [name for name in gym.registry if name.startswith("ALE/")]  # all end in -v5
     near = difflib.get_close_matches(args.env_id, games, cutoff=0)  # 3 of them
     require(args.env_id in games, "env_id", f"not one of ALE/*-v5; try {near}")
-    least = dict.fromkeys(("total_timesteps", "num_envs", "learning_starts", "exploration_steps",
-                           "batch_size", "train_frequency", "target_network_frequency"), 1)
-    # About one step in 4 that can be drawn may be cut off, see ReplayBuffer.sample.
-    least |= {"seed": 0, "checkpoint_frequency": 4 * args.num_envs,
-              "buffer_size": args.learning_starts + 16 * args.num_envs}
+    least = {"total_timesteps": 1, "num_envs": 1, "learning_starts": 1, "exploration_steps": 1,
+             "batch_size": 1, "train_frequency": 1, "target_network_frequency": 1, "seed": 0,
+             "checkpoint_frequency": 4 * args.num_envs,  # one step in 4 may be cut off, see sample
+             "buffer_size": args.learning_starts + 16 * args.num_envs}
     for name, low in least.items():
         require(low <= getattr(args, name) < 2**32, name, f"must be from {low} to 2**32 - 1")
     for name in ("repeat_action_probability", "gamma", "learning_rate", "start_e", "end_e"):
@@ -452,8 +442,7 @@ def check(args: Args, device: str, best: str, saved: dict | None) -> None:
     if device == "cpu" and sys.platform == "linux":  # Linux grants too much, and kills later
         free = 1024 * int(Path("/proc/meminfo").read_text().split()[7])  # MemAvailable
         most = int(free - 5e8) // 7063  # the process itself takes half a GB
-        needed = min(args.buffer_size, args.total_timesteps)
-        require(needed <= most, "buffer_size", f"there is memory for {most}")
+        require(args.buffer_size <= most, "buffer_size", f"there is memory for {most}")
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:

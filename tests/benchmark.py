@@ -54,8 +54,8 @@ class FullBuffer(ReplayBuffer):
         self.ended[::200] = True
         self.terminations[::200] = True
         self.size = self.slots
-        self.last.fill_(self.slots - 1)
-        self.drawable.fill_(len(self) // self.num_envs)
+        self.last.fill_(self.slots * self.num_envs - 1)
+        self.drawable.fill_(len(self))
         rings = [ring for ring in vars(self).values() if isinstance(ring, torch.Tensor)]
         FullBuffer.bytes_each = sum(ring.nbytes for ring in rings) / self.ended.numel()
 

@@ -45,10 +45,8 @@ class Oracle:
         terminal = np.where(ended, over, lost_life)
         obs = self.stacks
         frames = np.repeat(obs[:, -1], 84 * 84).reshape(n, 84, 84).astype(np.uint8)
+        ended |= restart
         self.buffer.add(frames, actions, rewards, terminal, ended)
-        if restart:
-            self.buffer.end_games()
-            ended = np.ones(n, bool)
         self.show(ended)
         slot = []
         for i in np.flatnonzero(terminal | ~ended):  # the others were cut off
