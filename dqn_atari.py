@@ -76,8 +76,8 @@ STACK = 4  # pictures in an observation
 
 class Lives(gym.vector.VectorWrapper):
     """Tells in infos["life_lost"] (N,) whose agent lost a life and plays on. If the game has FIRE,
-    it is pressed in the first two steps of a life, whatever the agent chose (its choice is what is
-    stored): Breakout waits for it, and a sticky action may swallow one. Nature: no such rule."""
+    it is pressed in the first two steps of a life, whatever the agent chooses: a rule of the game
+    to it. Breakout waits for FIRE, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -159,7 +159,7 @@ class ReplayBuffer:
         self.terminations = torch.zeros(shape, dtype=torch.bool, device=device)
         self.ended = torch.ones(shape, dtype=torch.bool, device=device)  # unwritten slots, too
         self.position, self.size = 0, 0  # slot to write next; slots written
-        # The last step that can be drawn, and how many can: a CUDA graph would freeze numbers.
+        # The newest step that can be drawn, and how many can: a CUDA graph would freeze numbers.
         self.last, self.drawable = torch.zeros(2, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
@@ -182,12 +182,12 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
         # Steps are numbered slot by slot, so that a game's next step is N further on.
-        # A CUDA graph can't draw again: 2 B + 32 are drawn, those that were cut off sorted behind
-        # the others and left out. If they are one in 4, fewer than B remain with odds of 1e-17.
+        # Those that were cut off can't be redrawn in a CUDA graph: 2 B + 32 are drawn, and they are
+        # sorted last and left out. If one in 4 is cut off, fewer than B remain with odds of 1e-17.
         device = self.frames.device
         ended, terminations = self.ended.flatten(), self.terminations.flatten()
-        draws = torch.randint(2**62, (2 * batch_size + 32,), device=device)  # no tensor as bound
-        step = (self.last - draws % self.drawable) % len(ended)
+        draws = torch.randint(2**62, (2 * batch_size + 32,), device=device)
+        step = (self.last - draws % self.drawable) % len(ended)  # randint takes no tensor as bound
         cut_off = ended[step] & ~terminations[step]
         step = step[cut_off.argsort()[:batch_size]]  # (B,)
         # The stack and the next picture; index_select is faster than [].
@@ -355,7 +355,8 @@ def train(args: Args, signals=()) -> Path:
         # store; a truncated game is not terminal, it could have gone on: its last step is cut off
         terminal = terminations | (infos["life_lost"] & args.terminal_on_life_loss)
         ended = terminations | truncations
-        buffer.add(obs[:, -1], actions, np.sign(rewards), terminal, ended | restart)
+        clipped = np.sign(rewards)  # -1, 0 or 1
+        buffer.add(obs[:, -1], actions, clipped, terminal, ended | restart)
         obs = next_obs
 
         # sync: Q_target becomes a copy of Q
