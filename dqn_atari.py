@@ -331,8 +331,8 @@ def train(args: Args, signals=()) -> Path:
             # All games begin anew at the start and after each checkpoint with replay, seeded with a
             # hash of (seed, step): to go on exactly, nothing of the games need be saved.
             rng = np.random.default_rng((args.seed, step))
-            torch.manual_seed(rng.integers(2**32))
             obs, _ = envs.reset(seed=int(rng.integers(2**30)))  # game i takes it + i, an int32
+            torch.manual_seed(rng.integers(2**32))
 
         # act
         epsilon = linear_schedule(args.start_e, args.end_e, args.exploration_steps, step)
@@ -383,7 +383,7 @@ def train(args: Args, signals=()) -> Path:
             writer.add_scalar("charts/epsilon", epsilon, step)
             writer.add_scalar("losses/td_loss", loss.item(), step)
             writer.add_scalar("losses/q_values", q_pred.mean().item(), step)
-            writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # 0: dead
+            writer.add_scalar("losses/q_spread", q_pred.std(correction=0).item(), step)  # ~0: dead
             returns = envs.return_queue or [np.nan]  # of the last 100 games
             print(f"step {step:,} ({min(step / total, 1):.1%})  SPS {sps:.0f}  ETA {hours:.2f} h  "
                   f"epsilon {epsilon:.3f}  episodes {envs.episode_count}  "

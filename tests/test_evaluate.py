@@ -93,9 +93,7 @@ def test_two_seeds_share_no_game_and_none_with_training(tmp_path, monkeypatch):
         assert result["seed"] == seed
     assert len(bases) == len(seeds)
     for seed in seeds:  # the first games of training
-        rng = np.random.default_rng((seed, 0))
-        rng.integers(2**32)
-        bases.append(int(rng.integers(2**30)))
+        bases.append(int(np.random.default_rng((seed, 0)).integers(2**30)))
     games = [base + i for base in bases for i in range(16)]
     assert len(set(games)) == len(games) and max(games) < 2**31
 
