@@ -154,7 +154,7 @@ def measure_sb3(args: Args, held: int, steps: int) -> dict:
         gradient_steps=1,
         learning_starts=steps // 8,
         learning_rate=args.learning_rate,
-        target_update_interval=args.target_network_frequency // envs,
+        target_update_interval=args.target_network_frequency,
         exploration_initial_eps=args.end_e,
         exploration_final_eps=args.end_e,
         device="auto" if args.device == "auto" else args.device,
