@@ -315,6 +315,11 @@ def train(args: Args, signals=()) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        # The weights of each filter in the first layer are made to sum to zero (Nature: free). Else
+        # the whole picture's brightness times that sum switches filters off for good, as in Pong.
+        with torch.no_grad():
+            filters = next(q_network.parameters())  # (32, STACK, 8, 8)
+            filters -= filters.mean(tuple(range(1, filters.dim())), keepdim=True)
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":

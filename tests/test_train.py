@@ -259,6 +259,17 @@ def test_gradient_steps_are_one_in_four_whatever_the_number_of_games(monkeypatch
         assert abs(len(count) - (300 - 30) / 4) <= num_envs
 
 
+@pytest.mark.real_network
+def test_the_first_layers_filters_sum_to_zero_once_it_learns():
+    """Or the brightness of the picture switches them off."""
+
+    def sums(run_dir, step):
+        return model(run_dir, step)["model"]["network.0.weight"].sum((1, 2, 3)).abs()
+
+    run_dir = train(tiny(checkpoint_frequency=40, **REAL))
+    assert sums(run_dir, 40).max() > 0.1 and sums(run_dir, 960).max() < 1e-4
+
+
 @pytest.mark.real_game
 def test_same_seed_same_weights_other_seed_others():
     first, second = train(tiny(num_envs=4)), train(tiny(num_envs=4, exp_name="again"))
