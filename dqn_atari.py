@@ -315,10 +315,10 @@ def train(args: Args, signals=()) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # The weights of each filter in the first layer are made to sum to zero (Nature: free). Else
-        # the whole picture's brightness times that sum switches filters off for good, as in Pong.
+        # Nature: no such step. Each filter of the first layer is made to sum to zero: else a bright
+        # picture, times that sum, can hold it below zero in every state, for good, as in Pong.
         with torch.no_grad():
-            filters = next(q_network.parameters())  # (32, STACK, 8, 8)
+            filters = next(q_network.parameters())  # (32, STACK, 8, 8), or of another network
             filters -= filters.mean(tuple(range(1, filters.dim())), keepdim=True)
         return loss.detach(), q_pred.detach()
 
