@@ -75,9 +75,9 @@ STACK = 4  # pictures in an observation
 
 
 class Lives(gym.vector.VectorWrapper):
-    """Tells in infos["life_lost"] (N,) whose agent lost a life and plays on. If the game has FIRE,
-    it is pressed in the first two steps of a life, whatever the agent chooses: a rule of the game
-    to it. Breakout waits for FIRE, and a sticky action may swallow one. Nature: no such rule."""
+    """Tells in infos["life_lost"] (N,) which games lost a life and go on. If the game has FIRE, it
+    is pressed in the first two steps of a life, whatever the agent chooses: a rule of the game to
+    it. Breakout waits for FIRE, and a sticky action may swallow one. Nature: no such rule."""
 
     def __init__(self, envs: gym.vector.VectorEnv, action_set: list):
         super().__init__(envs)
@@ -123,7 +123,7 @@ def make_vec_env(args: Args) -> gym.vector.VectorEnv:
 
 def make_env(env_id: str, *, repeat_action_probability=0.25, noop_max=30,
              max_episode_frames=108_000, render_mode=None) -> gym.Env:
-    """One game, for films and other code, without Lives: the pictures of make_vec_env."""
+    """One game, for films and other code: make_vec_env's pictures, without the FIRE of Lives."""
     env = gym.make(
         env_id, obs_type="grayscale", render_mode=render_mode, frameskip=1,  # the wrapper skips 4
         repeat_action_probability=repeat_action_probability,
@@ -181,9 +181,9 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions uniformly, with replacement, while there are any: len(self) > 0."""
-        # Steps are numbered slot by slot, so that a game's next step is N further on.
-        # Those that were cut off can't be redrawn in a CUDA graph: 2 B + 32 are drawn, and they are
-        # sorted last and left out. If one in 4 is cut off, fewer than B remain with odds of 1e-17.
+        # Steps are numbered slot by slot, so that a game's next step is N further on. A CUDA graph
+        # has no loop to redraw those that were cut off: 2 B + 32 are drawn, these are sorted last,
+        # and the first B kept. If one in 4 is cut off, too few remain with odds of 1e-17.
         device = self.frames.device
         ended, terminations = self.ended.flatten(), self.terminations.flatten()
         draws = torch.randint(2**62, (2 * batch_size + 32,), device=device)
@@ -219,15 +219,11 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Adam's first steps have full size however small the errors, and switch units off for good:
-        # fewest if weights are orthogonal at first and biases zero, and the last layer's weights
-        # zero, too (Nature: all random). Its biases stay random: were all Q equal, greedy play
-        # would do nothing, and might never come by a reward.
+        # Nature: all random. Orthogonal hidden layers leave more units that are ever active.
         for layer in self.network[:-1]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, 2**0.5)
                 nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.network[-1].weight)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return self.network(obs.to(memory_format=torch.channels_last) / 255.0)
@@ -283,14 +279,10 @@ def train(args: Args, signals=()) -> Path:
     num_actions = int(envs.single_action_space.n)
     q_network = QNetwork(num_actions).to(device, memory_format=torch.channels_last)  # faster
     target_network = copy.deepcopy(q_network)
-    # With Adam's own eps, 1e-8, the noise of small errors moves all weights by full steps, and in
-    # games with a bright picture, as Pong, switches whole layers off for good.
-    betas, eps = (0.9, 0.999), 1e-5
-    if args.optimizer == "rmsprop":
-        # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
-        # Nature: centred, with an eps of about 0.1 / 32 in these terms: little is learnt with it.
-        betas, eps = (0.0, 0.95), 1e-4
-    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
+    # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
+    # Nature: centred, with an eps of about 0.1 / 32 in these terms: little is learnt with it.
+    betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
+    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:
@@ -315,11 +307,11 @@ def train(args: Args, signals=()) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # Nature: no such step. Each filter of the first layer is made to sum to zero: else a bright
-        # picture, times that sum, can hold it below zero in every state, for good, as in Pong.
+        # Nature: no such step. The picture's brightness, times the sum of a filter's weights, can
+        # hold its output below zero in every state, for good, as in Pong: so they sum to zero.
         with torch.no_grad():
-            filters = next(q_network.parameters())  # (32, STACK, 8, 8), or of another network
-            filters -= filters.mean(tuple(range(1, filters.dim())), keepdim=True)
+            filters = q_network.network[0].weight  # (32, STACK, 8, 8)
+            filters -= filters.mean((1, 2, 3), keepdim=True)
         return loss.detach(), q_pred.detach()
 
     if device == "cuda":

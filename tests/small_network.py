@@ -9,7 +9,7 @@ class SmallNetwork(nn.Module):
     def __init__(self, num_actions):
         super().__init__()
         self.network = nn.Sequential(
-            nn.Flatten(), nn.Linear(4 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, num_actions)
+            nn.Conv2d(4, 64, 7), nn.ReLU(), nn.Flatten(), nn.Linear(64, num_actions)
         )  # fmt: skip
 
     def forward(self, obs):

@@ -608,24 +608,24 @@ def test_processes_that_save_in_one_directory_use_names_of_their_own(monkeypatch
     assert [path.name for path in Path().iterdir()] == ["latest.pt"]
 
 
-OPTIMIZERS = {"adam": ((0.9, 0.999), 1e-5), "rmsprop": ((0.0, 0.95), 1e-4)}  # betas and eps
+OPTIMIZERS = {"adam": (0.9, 0.999), "rmsprop": (0.0, 0.95)}  # betas
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_optimizers_differ_in_their_betas_and_eps_alone(name):
+def test_the_optimizers_differ_in_their_betas_alone(name):
     run_dir = train(tiny(total_timesteps=64, optimizer=name, learning_rate=3e-4))
     group = torch.load(run_dir / "latest.pt", weights_only=True)["optimizer"]["param_groups"][0]
-    assert (group["betas"], group["eps"]) == OPTIMIZERS[name] and group["lr"] == 3e-4
+    assert group["betas"] == OPTIMIZERS[name] and group["lr"] == 3e-4 and group["eps"] == 1e-8
     assert group["weight_decay"] == 0 and not group["amsgrad"] and not group["maximize"]
 
 
 def test_rmsprop_is_torchs_once_the_bias_correction_is_gone():
     torch.manual_seed(0)
     start = torch.randn(50)
-    betas, eps = OPTIMIZERS["rmsprop"]
+    betas = OPTIMIZERS["rmsprop"]
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    adam = torch.optim.Adam([ours], 2.5e-4, betas, eps, fused=True)
-    rmsprop = torch.optim.RMSprop([theirs], 2.5e-4, alpha=betas[1], eps=eps)
+    adam = torch.optim.Adam([ours], 2.5e-4, betas, fused=True)
+    rmsprop = torch.optim.RMSprop([theirs], 2.5e-4, alpha=betas[1])
     for step in range(300):
         before = ours.detach().clone(), theirs.detach().clone()
         ours.grad = torch.randn(50)
