@@ -219,7 +219,7 @@ class QNetwork(nn.Module):
             nn.Flatten(),  # (B, 3136)
             nn.Linear(3136, 512), nn.ReLU(),  # (B, 512)
             nn.Linear(512, num_actions))  # (B, A)
-        # Nature: all random. Orthogonal hidden layers leave more units that are ever active.
+        # Nature: all random. With orthogonal hidden layers fewer units are off for good.
         for layer in self.network[:-1]:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.orthogonal_(layer.weight, 2**0.5)
