@@ -282,7 +282,8 @@ def train(args: Args, signals=()) -> Path:
     # RMSprop is Adam without momentum, but for a bias correction; only Adam has a fused form.
     # Nature: centred, with an eps of about 0.1 / 32 in these terms: little is learnt with it.
     betas = (0.0, 0.95) if args.optimizer == "rmsprop" else (0.9, 0.999)
-    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, fused=True)
+    eps = 1e-5  # with PyTorch's 1e-8 ever more units go off while no reward comes, as in Enduro
+    optimizer = torch.optim.Adam(q_network.parameters(), args.learning_rate, betas, eps, fused=True)
     buffer = ReplayBuffer(args.buffer_size, args.num_envs, device)
     step = saved["global_step"] if saved else 0
     if saved:

@@ -615,7 +615,7 @@ OPTIMIZERS = {"adam": (0.9, 0.999), "rmsprop": (0.0, 0.95)}  # betas
 def test_the_optimizers_differ_in_their_betas_alone(name):
     run_dir = train(tiny(total_timesteps=64, optimizer=name, learning_rate=3e-4))
     group = torch.load(run_dir / "latest.pt", weights_only=True)["optimizer"]["param_groups"][0]
-    assert group["betas"] == OPTIMIZERS[name] and group["lr"] == 3e-4 and group["eps"] == 1e-8
+    assert group["betas"] == OPTIMIZERS[name] and group["lr"] == 3e-4 and group["eps"] == 1e-5
     assert group["weight_decay"] == 0 and not group["amsgrad"] and not group["maximize"]
 
 
